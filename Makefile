@@ -1,0 +1,55 @@
+# Two commands: `make book` and `make test`. Every other target is one line that calls an ordinary tool.
+PYTHON  ?= python3
+BIN     := .venv/bin
+CHAPTER ?= all
+DEVICE  ?= auto
+export OMP_NUM_THREADS ?= 1
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+
+.PHONY: book test lint format execute train bench lab clean chromium
+
+book: .venv/installed
+	$(BIN)/python book/chapters.py execute
+	$(BIN)/jupyter-book build . --quiet
+	$(BIN)/python book/chapters.py table
+
+test: .venv/installed lint chromium
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10
+
+lint: .venv/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/codespell
+
+format: .venv/installed
+	$(BIN)/ruff check --fix-only && $(BIN)/ruff format
+
+execute: .venv/installed
+	$(BIN)/python book/chapters.py execute --all
+
+train: .venv/installed
+	$(BIN)/python book/chapters.py train $(CHAPTER) --device $(DEVICE)
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks
+
+lab: .venv/installed
+	$(BIN)/jupyter lab book
+
+# The tests look at the pages in the system's Chromium. Only root of a Debian may install it unasked;
+# elsewhere those tests are skipped and say how to get it.
+chromium:
+	@command -v chromium || command -v chromium-browser || command -v google-chrome \
+	|| if [ "$$(id -u)" = 0 ] && command -v apt-get; then apt-get -qq update && apt-get -qq --yes install chromium; fi \
+	|| true
+
+clean:
+	rm -rf _build
+
+.venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@

@@ -1,0 +1,1 @@
+"""The thin library of *Differential Equations for Continuous-Time Deep Learning*."""

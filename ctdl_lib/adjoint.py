@@ -1,0 +1,123 @@
+"""Gradients by the adjoint equation −ṗ = (∂f/∂x)ᵀp, solved backward with the state."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .stepping import OnTuples, Statistics, Tensors, Velocity
+
+Solve = Callable[[OnTuples, Tensors, float, float, list[float]], Tensors]
+
+
+def solve_with_adjoint(
+    solve: Solve,
+    f: OnTuples,
+    x: Tensors,
+    t0: float,
+    t1: float,
+    times: list[float],
+    theta: Tensors,
+) -> Tensors:
+    """The states solve(f, x, t0, t1, times), differentiated by x and θ with the adjoint equation.
+
+    Backward, (x, p, ∂L/∂θ) is integrated by `solve` from each of the times to the one before, x
+    starting from its stored value and p jumping by the gradient that arrives there.
+
+    Raises:
+        ValueError: f uses a tensor that requires grad and is not in θ.
+
+    Reference: chen2018neural, section 2 and appendix C.
+    """
+    _refuse_captured(f, t0, x, theta)
+    return _Adjoint.apply(solve, f, t0, t1, times, len(x), *x, *theta)  # pyright: ignore
+
+
+def parameters_of(f: Velocity, more: Iterable[Tensor] | None) -> Tensors:
+    """The parameters that require grad of a module (or bound method of one) f, and `more`."""
+    owner = getattr(f, "__self__", f)
+    own = tuple(owner.parameters()) if isinstance(owner, nn.Module) else ()
+    unique = {id(p): p for p in (*own, *(more or ())) if p.requires_grad}
+    return tuple(unique.values())
+
+
+class _Adjoint(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, solve: Solve, f: OnTuples, t0, t1, times, n: int, *tensors: Tensor):
+        path = solve(f, tensors[:n], t0, t1, times)
+        ctx.solve, ctx.f, ctx.t0, ctx.times, ctx.n = solve, f, t0, times, n
+        ctx.save_for_backward(*path, *tensors[n:])
+        return path
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor):  # pyright: ignore
+        n, times = ctx.n, ctx.times
+        path, theta = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        costs = Statistics()
+        augmented = OnTuples(_augmented(ctx.f.f, ctx.f.pack, n, theta), (), costs)
+        p = tuple(torch.zeros_like(g[0]) for g in grads)
+        dtheta = tuple(torch.zeros_like(w) for w in theta)
+        for i in reversed(range(len(times))):
+            p = tuple(a + g[i] for a, g in zip(p, grads, strict=True))
+            before = times[i - 1] if i else ctx.t0
+            if times[i] == before:
+                continue
+            x = tuple(part[i] for part in path)
+            end = ctx.solve(augmented, (*x, *p, *dtheta), times[i], before, [before])
+            end = tuple(part[-1] for part in end)
+            p, dtheta = end[n : 2 * n], end[2 * n :]
+        ctx.f.statistics.backward_evaluations += costs.evaluations
+        return None, None, None, None, None, None, *p, *dtheta
+
+
+def _augmented(f: Velocity, pack: Callable[[Tensors], Any], n: int, theta: Tensors) -> Velocity:
+    """The velocity of (x, p, ∂L/∂θ): (f, −(∂f/∂x)ᵀp, −(∂f/∂θ)ᵀp)."""
+
+    def velocity(t, state: Tensors) -> Tensors:
+        with torch.enable_grad():
+            x = tuple(part.detach().requires_grad_() for part in state[:n])
+            slope = f(t, pack(x))
+        slope = (slope,) if isinstance(slope, Tensor) else tuple(slope)
+        inputs = (*x, *theta)
+        live = [(s, -p) for s, p in zip(slope, state[n : 2 * n], strict=True) if s.requires_grad]
+        pulled = (None,) * len(inputs)
+        if live:
+            outputs, weights = zip(*live, strict=True)
+            # a θ that was itself computed keeps its graph: its maker differentiates on from here
+            pulled = torch.autograd.grad(
+                outputs, inputs, weights, allow_unused=True, retain_graph=True
+            )
+        zipped = zip(inputs, pulled, strict=True)
+        return (
+            *(s.detach() for s in slope),
+            *(torch.zeros_like(a) if g is None else g for a, g in zipped),
+        )
+
+    return velocity
+
+
+def _refuse_captured(f: OnTuples, t0: float, x: Tensors, theta: Tensors) -> None:
+    """Look through the graph of f(t₀, x) for leaves that no one would differentiate."""
+    with torch.enable_grad():
+        inputs = tuple(part.detach().requires_grad_() for part in x)
+        slope = f.f(t0, f.pack(inputs))
+    slope = (slope,) if isinstance(slope, Tensor) else tuple(slope)
+    known = {id(p) for p in (*inputs, *theta)}
+    seen = {p.grad_fn for p in theta if p.grad_fn is not None}
+    pending = [s.grad_fn for s in slope if s.grad_fn is not None]
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known:
+            raise ValueError(
+                f"f uses a tensor of shape {tuple(leaf.shape)} that requires grad and is none of"
+                ' its parameters, so backprop="adjoint" would silently give it no gradient: pass'
+                ' it in parameters=, make f an nn.Module that owns it, or use backprop="recompute"'
+            )
+        pending.extend(following for following, _ in node.next_functions if following is not None)

@@ -1,0 +1,72 @@
+"""Derivatives of batched functions, and the test that a derivative is right."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import jacrev, vjp, vmap
+
+
+class Divergence(NamedTuple):
+    """A vector field and its divergence at the same points."""
+
+    value: Float[Tensor, "batch d"]
+    divergence: Float[Tensor, " batch"]
+
+
+def divergence(v: Callable[[Tensor], Tensor], x: Float[Tensor, "batch d"]) -> Divergence:
+    """The value v(x) and ∇·v(x) = Σᵢ ∂vᵢ/∂xᵢ, exact, for d vector–Jacobian products.
+
+    v must treat the samples of the batch independently.
+    """
+
+    def single(x):
+        value = v(x[None])[0]
+        return value, value
+
+    jacobian, value = vmap(jacrev(single, has_aux=True), randomness="same")(x)
+    return Divergence(value, jacobian.diagonal(dim1=-2, dim2=-1).sum(-1))
+
+
+def hutchinson(
+    v: Callable[[Tensor], Tensor], x: Float[Tensor, "batch d"], eps: Float[Tensor, "batch d"]
+) -> Divergence:
+    """The value v(x) and εᵀ(∂v/∂x)ε, an unbiased estimate of ∇·v(x) when E[εεᵀ] = I.
+
+    One vector–Jacobian product. Independent signs ±1 have the least variance among independent
+    entries: 2 Σ_{i≠j} S_ij² with S the symmetric part of ∂v/∂x.
+
+    Reference: hutchinson1989stochastic, section 2.
+    """
+    value, pullback, *_ = vjp(v, x)
+    (eps_jacobian,) = pullback(eps)
+    return Divergence(value, (eps_jacobian * eps).sum(-1))
+
+
+class TaylorErrors(NamedTuple):
+    """Step sizes h and the errors of the two shortest Taylor expansions."""
+
+    h: Float[Tensor, " steps"]
+    zeroth: Float[Tensor, " steps"]
+    first: Float[Tensor, " steps"]
+
+
+def taylor_errors(
+    f: Callable[[Tensor], Tensor],
+    df: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    dx: Tensor,
+    steps: int = 10,
+) -> TaylorErrors:
+    """The errors ‖f(x + h dx) − f(x)‖ and ‖f(x + h dx) − f(x) − h df(x, dx)‖, h = 1, ½, ¼, etc.
+
+    A right derivative makes them fall like h and h² until round-off; a wrong one, both like h.
+    """
+    f0, slope = f(x), df(x, dx)
+    h = 0.5 ** torch.arange(steps, dtype=x.dtype, device=x.device)
+    change = [f(x + hk * dx) - f0 for hk in h]
+    zeroth = torch.stack([c.norm() for c in change])
+    first = torch.stack([(c - hk * slope).norm() for c, hk in zip(change, h, strict=True)])
+    return TaylorErrors(h, zeroth, first)

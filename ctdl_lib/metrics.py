@@ -1,0 +1,40 @@
+"""Numbers that judge a result."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation over repetitions."""
+
+    mean: float
+    std: float
+
+
+def accuracy(logits: Float[Tensor, "batch classes"], label: Int[Tensor, " batch"]) -> float:
+    """The percentage of samples whose class is recognised; one logit means class 1 where > 0."""
+    predicted = predict(logits)
+    return 100 * (predicted == label).float().mean().item()
+
+
+def predict(logits: Float[Tensor, "batch classes"]) -> Int[Tensor, " batch"]:
+    """The most probable class; of one logit, class 1 where it is positive."""
+    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """The mean and the standard deviation √(Σ(x − mean)²/(n − 1))."""
+    if len(values) < 2:
+        raise ValueError(f"a spread needs at least two values, got {len(values)}")
+    mean = math.fsum(values) / len(values)
+    return Spread(mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1)))
+
+
+def observed_orders(errors: Sequence[float], sizes: Sequence[float]) -> list[float]:
+    """The slopes log(eₖ/eₖ₊₁)/log(sₖ/sₖ₊₁) between consecutive step sizes s."""
+    pairs = zip(errors[:-1], errors[1:], sizes[:-1], sizes[1:], strict=True)
+    return [math.log(e0 / e1) / math.log(s0 / s1) for e0, e1, s0, s1 in pairs]

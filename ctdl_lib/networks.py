@@ -1,0 +1,145 @@
+"""Networks whose layers are the steps of a differential equation."""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class ResNet(nn.Module):
+    """The network F(y) = K_out u_N + b_out with u₀ = K_in y, uₖ₊₁ = uₖ + h tanh(Kₖuₖ + bₖ).
+
+    Its layers are forward Euler steps of size h = horizon/layers for ∂ₜu = tanh(K(t)u + b(t)).
+    Every layer starts with the same weights, so that the initial K and b are constant in time
+    whatever the number of layers. Without `skip`, uₖ₊₁ = tanh(Kₖuₖ + bₖ) and the layers differ.
+
+    Args of the constructor: numbers of `inputs`, `outputs`, features (`width`) and `layers`, the
+    final time `horizon`; `generator` draws the weights.
+
+    Reference: he2016resnet, section 3; haber2017stable, section 2.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        width: int,
+        layers: int,
+        horizon: float = 1.0,
+        skip: bool = True,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        if min(inputs, outputs, width, layers) < 1:
+            raise ValueError(f"{inputs=}, {outputs=}, {width=} and {layers=} must be at least 1")
+        self.skip, self.horizon, self.h = skip, horizon, horizon / layers
+
+        def normal(fan_in: int, *shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator) / math.sqrt(fan_in)
+
+        self.K_in = nn.Parameter(normal(inputs, width, inputs))
+        distinct = 1 if skip else layers
+        self.K = nn.Parameter(
+            normal(width, distinct, width, width).repeat(layers // distinct, 1, 1)
+        )
+        self.b = nn.Parameter(torch.zeros(layers, width))
+        self.K_out = nn.Parameter(normal(width, outputs, width))
+        self.b_out = nn.Parameter(torch.zeros(outputs))
+
+    @property
+    def layers(self) -> int:
+        """The number N of layers."""
+        return len(self.K)
+
+    def forward(self, y: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:
+        """The logits K_out u_N + b_out."""
+        return self.features(y) @ self.K_out.T + self.b_out
+
+    def features(self, y: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch width"]:
+        """The propagated features u_N."""
+        if self.skip:
+            return propagate(y @ self.K_in.T, self.K, self.b, self.h)
+        return self.path(y)[-1]
+
+    def path(self, y: Float[Tensor, "batch inputs"]) -> Float[Tensor, "nodes batch width"]:
+        """The features u₀, …, u_N of all layers, stacked."""
+        u = [y @ self.K_in.T]
+        for K, b in zip(self.K, self.b, strict=True):
+            s = torch.tanh(torch.addmm(b, u[-1], K.T))
+            u.append(u[-1] + self.h * s if self.skip else s)
+        return torch.stack(u)
+
+    def velocity(self, t: Any, u: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+        """The velocity tanh(K(t)u + b(t)) with weights piecewise constant in time."""
+        # Nodes tₖ = k h carry round-off; a millionth of a layer puts each into its own layer.
+        k = min(int(float(t) / self.h + 1e-6), self.layers - 1)
+        return torch.tanh(torch.addmm(self.b[k], u, self.K[k].T))
+
+
+def time_smoothness(theta: Float[Tensor, "layers ..."], h: float) -> Float[Tensor, ""]:
+    """The value 1/(2h) Σₖ ‖θₖ₊₁ − θₖ‖², which tends to ½∫‖∂ₜθ‖² dt as the layers are refined.
+
+    Reference: haber2017stable, section 5.
+    """
+    return theta.diff(dim=0).square().sum() / (2 * h)
+
+
+def tikhonov(*parameters: Tensor) -> Float[Tensor, ""]:
+    """The value ½ Σ ‖θ‖² over all given parameters."""
+    return 0.5 * torch.stack([theta.square().sum() for theta in parameters]).sum()
+
+
+def propagate(
+    u: Float[Tensor, "batch width"],
+    K: Float[Tensor, "layers width width"],
+    b: Float[Tensor, "layers width"],
+    h: float,
+) -> Float[Tensor, "batch width"]:
+    """The features u_N of uₖ₊₁ = uₖ + h tanh(Kₖuₖ + bₖ), with the adjoint written out by hand.
+
+    Backward, pₖ = pₖ₊₁ + Kₖᵀqₖ with qₖ = h (1 − tanh²) pₖ₊₁ runs through the layers, and
+    ∂L/∂Kₖ = qₖuₖᵀ follows for all layers in one batched product. No second derivatives: use
+    `ResNet.path` for those.
+
+    Reference: haber2017stable, section 6.
+    """
+    return _Propagate.apply(u, K, b, h)
+
+
+class _Propagate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, u, K, b, h):
+        # Features as columns: K @ u is one product without transposes, and the buffers of all
+        # layers are allocated once.
+        layers, width = b.shape
+        states = u.new_empty(layers + 1, width, u.shape[0])
+        slopes = u.new_empty(layers, width, u.shape[0])
+        states[0] = u.T
+        for Kk, bk, v, s, v_next in zip(
+            K.unbind(),
+            b.unsqueeze(-1).unbind(),
+            states[:-1].unbind(),
+            slopes.unbind(),
+            states[1:].unbind(),
+            strict=True,
+        ):
+            torch.addmm(bk, Kk, v, out=s).tanh_()
+            torch.add(v, s, alpha=h, out=v_next)
+        ctx.save_for_backward(K, states, slopes)
+        ctx.h = h
+        return states[-1].T.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        K, states, tanh = ctx.saved_tensors
+        q = torch.mul(tanh, tanh).neg_().add_(1).mul_(ctx.h)  # the slopes hσ′ of all layers
+        p = grad.T.contiguous()
+        for Kk, qk in zip(reversed(K.mT.unbind()), reversed(q.unbind()), strict=True):
+            qk.mul_(p)
+            p.addmm_(Kk, qk)
+        return p.T, torch.bmm(q, states[:-1].mT), q.sum(-1), None

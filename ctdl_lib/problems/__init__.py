@@ -1,0 +1,1 @@
+"""Problems as mathematics: data sets and equations, without networks, plots or training."""

@@ -1,0 +1,180 @@
+"""A training loop that is a generator: the caller decides what to log and when to stop."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import storage
+
+
+class TrainingError(ArithmeticError):
+    """A loss or a gradient is not finite; the parameters are those of the last good step."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of training did: the loss *before* its update, its terms, ‖gradient‖."""
+
+    index: int
+    loss: float
+    terms: dict[str, float]
+    grad_norm: float
+    seconds: float  # since the first step, interruptions not counted
+
+
+def train(
+    model: nn.Module,
+    loss: Callable[[nn.Module, Any], Tensor | Mapping[str, Tensor]],
+    batches: Callable[[int], Any],
+    *,
+    steps: int,
+    lr: float | Callable[[int], float] = 1e-3,
+    optimizer: torch.optim.Optimizer | None = None,
+    max_grad_norm: float | None = None,
+    checkpoint: Path | None = None,
+    every: int = 100,
+) -> Iterator[Step]:
+    """The steps of minimising Σ loss(model, batches(k)) over k = 0, …, steps − 1, one by one.
+
+    `loss` returns a scalar, or scalars by name whose sum is minimised. All randomness of a step
+    belongs into its batch, a function of the step's index alone; so a run that was killed goes on
+    from `checkpoint`, first yielding again the steps before it, and on a CPU ends bit-identical to
+    a run that was never interrupted.
+
+    Args:
+        lr: a number or a schedule, step ↦ lr (see `cosine`).
+        optimizer: Adam by default; any other, L-BFGS too, over the parameters of `model`.
+        max_grad_norm: the gradient is scaled down to at most this norm.
+        checkpoint: a file, written atomically after every `every` steps and at the end.
+
+    Raises:
+        TrainingError: a term or the gradient is not finite. Nothing was updated by that step, and
+            the last checkpoint stays.
+        ValueError: the checkpoint belongs to another model, optimizer or number of steps.
+    """
+    schedule = lr if callable(lr) else lambda step: lr
+    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=schedule(0))
+    done: list[Step] = []
+    if checkpoint is not None and checkpoint.exists():
+        done = _restore(checkpoint, model, optimizer, steps)
+        yield from tuple(done)
+    elapsed, started = (done[-1].seconds if done else 0.0), time.monotonic()
+    for index in range(len(done), steps):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule(index)
+        evaluated = _update(model, loss, batches(index), index, optimizer, max_grad_norm)
+        done.append(Step(index, *evaluated, seconds=elapsed + time.monotonic() - started))
+        if checkpoint is not None and ((index + 1) % every == 0 or index + 1 == steps):
+            _keep(checkpoint, model, optimizer, steps, done)
+        yield done[-1]
+
+
+def cosine(lr: float, steps: int, *, floor: float = 0.0) -> Callable[[int], float]:
+    """The schedule floor + (lr − floor)(1 + cos(π step/steps))/2."""
+    return lambda step: floor + 0.5 * (lr - floor) * (1 + math.cos(math.pi * step / steps))
+
+
+def minibatches(*data: Tensor, size: int, seed: int) -> Callable[[int], tuple[Tensor, ...]]:
+    """The batch of step k: without replacement inside an epoch, reshuffled by (seed, epoch)."""
+    n = data[0].shape[0]
+    if not 1 <= size <= n or any(part.shape[0] != n for part in data):
+        lengths = [part.shape[0] for part in data]
+        raise ValueError(f"size={size} must be in 1..n for data of one length n, got {lengths}")
+    per_epoch = n // size
+
+    def batch(step: int) -> tuple[Tensor, ...]:
+        epoch, k = divmod(step, per_epoch)
+        state = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint32)[0])
+        generator = torch.Generator().manual_seed(state)
+        rows = torch.randperm(n, generator=generator)[k * size : (k + 1) * size]
+        return tuple(part[rows.to(part.device)] for part in data)
+
+    return batch
+
+
+def _update(model, loss, batch, index, optimizer, max_grad_norm):
+    """One step of the optimizer; returns the first evaluation: loss, terms and gradient norm."""
+    evaluations = []
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def closure() -> float:
+        model.train()
+        optimizer.zero_grad(set_to_none=True)
+        terms = loss(model, batch)
+        terms = {"loss": terms} if isinstance(terms, Tensor) else dict(terms)
+        total = torch.stack(list(terms.values())).sum()
+        values = {name: value.item() for name, value in terms.items()}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"term {name!r} of the loss is {value} at step {index}; {_ADVICE}"
+                )
+        total.backward()
+        grads = [p.grad for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(grads)
+        if not norm.isfinite():
+            raise TrainingError(f"the gradient is not finite at step {index}; {_ADVICE}")
+        if max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
+        evaluations.append((total.item(), values, norm.item()))
+        return total.item()
+
+    optimizer.step(closure)
+    return evaluations[0]
+
+
+_ADVICE = "lower lr, set max_grad_norm, or look at that batch"
+
+
+def _keep(path: Path, model, optimizer, steps: int, done: list[Step]) -> None:
+    history = {
+        "losses": torch.tensor([s.loss for s in done], dtype=torch.float64),
+        "terms": {
+            name: torch.tensor([s.terms[name] for s in done], dtype=torch.float64)
+            for name in done[0].terms
+        },
+        "grad_norms": torch.tensor([s.grad_norm for s in done], dtype=torch.float64),
+        "seconds": torch.tensor([s.seconds for s in done], dtype=torch.float64),
+    }
+    storage.save(
+        path,
+        {
+            "steps": steps,
+            "model": dict(model.state_dict()),
+            "optimizer": optimizer.state_dict(),
+            "history": history,
+        },
+    )
+
+
+def _restore(path: Path, model, optimizer, steps: int) -> list[Step]:
+    kept = storage.load(path)
+    try:
+        if kept["steps"] != steps:
+            raise ValueError(f"it was made for steps={kept['steps']}, not {steps}")
+        model.load_state_dict(kept["model"])
+        optimizer.load_state_dict(kept["optimizer"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"the checkpoint {path} belongs to another run ({error}); delete it to start afresh"
+        ) from error
+    history = kept["history"]
+    names, columns = list(history["terms"]), [t.tolist() for t in history["terms"].values()]
+    rows = zip(
+        history["losses"].tolist(),
+        zip(*columns, strict=True),
+        history["grad_norms"].tolist(),
+        history["seconds"].tolist(),
+        strict=True,
+    )
+    return [
+        Step(i, total, dict(zip(names, terms, strict=True)), norm, seconds)
+        for i, (total, terms, norm, seconds) in enumerate(rows)
+    ]

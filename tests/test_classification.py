@@ -1,0 +1,59 @@
+from itertools import pairwise
+
+import pytest
+import torch
+
+from ctdl_lib.problems.classification import digits, ellipses, peaks, peaks_of, swiss_roll
+
+
+def test_ellipses_lie_in_their_ellipses():
+    data = ellipses(0)
+    for samples, n in ((data.train, 1000), (data.val, 200)):
+        r = (samples.y / torch.tensor([1.0, 0.4])).norm(dim=1)
+        assert torch.equal(samples.label, (r < 1).long())
+        assert samples.label.sum() == n
+        assert r.max() < 2
+        # uniform in r, so that the mean of each ring is that of its interval
+        assert float(r[:n].mean()) == pytest.approx(0.5, abs=4 * 0.29 / n**0.5)
+
+
+def test_swiss_roll_is_two_spirals_seen_at_alternate_angles():
+    data = swiss_roll()
+    assert len(data.train.y) == len(data.val.y) == 513
+    r = torch.cat([data.train.y, data.val.y]).norm(dim=1)
+    label = torch.cat([data.train.label, data.val.label])
+    assert r[label == 1].min() == 0
+    assert float(r[label == 1].max()) == pytest.approx(1.0)
+    assert float(r[label == 0].min()) == pytest.approx(0.2)
+    assert float(r[label == 0].max()) == pytest.approx(1.2)
+
+
+def test_peaks_has_five_balanced_classes_of_equal_width_and_no_shared_points():
+    data = peaks(0, train=200, val=50)
+    assert data.train.label.bincount().tolist() == [200] * 5
+    assert data.val.label.bincount().tolist() == [50] * 5
+    for samples in (data.train, data.val):
+        height = peaks_of(samples.y.double())
+        bounds = [
+            (height[samples.label == k].min(), height[samples.label == k].max()) for k in range(5)
+        ]
+        assert all(low[1] <= high[0] for low, high in pairwise(bounds))
+    joint = {tuple(y) for y in data.train.y.tolist()} & {tuple(y) for y in data.val.y.tolist()}
+    assert not joint
+    with pytest.raises(ValueError, match="raise grid"):
+        peaks(0, train=10_000)
+
+
+def test_digits_are_split_with_equal_shares():
+    data = digits(3)
+    assert data.train.y.shape == (1437, 64)
+    assert data.val.y.shape == (360, 64)
+    assert 0 <= data.train.y.min() < data.train.y.max() == 1
+    shares = data.val.label.bincount() / data.train.label.bincount()
+    assert (shares - 0.25).abs().max() < 0.02
+
+
+def test_samples_depend_on_the_seed_alone():
+    assert torch.equal(ellipses(1).train.y, ellipses(1).train.y)
+    assert not torch.equal(ellipses(1).train.y, ellipses(2).train.y)
+    assert torch.equal(digits(1).val.label, digits(1).val.label)

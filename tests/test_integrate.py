@@ -1,0 +1,490 @@
+import math
+from inspect import unwrap
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchdiffeq import odeint, odeint_adjoint
+
+from ctdl_lib.integrate import IntegrationError, euler_maruyama, integrate
+from ctdl_lib.metrics import observed_orders
+from ctdl_lib.stepping import METHODS, TABLEAUS, Statistics
+
+
+class Phase(NamedTuple):
+    q: Tensor
+    p: Tensor
+
+
+class Field(nn.Module):
+    """A small nonlinear velocity with parameters."""
+
+    def __init__(self, d=3):
+        super().__init__()
+        self.linear = nn.Linear(d, d)
+
+    def forward(self, t, x):
+        return torch.tanh(self.linear(x)) * (1 + t)
+
+
+def pendulum(t, state):
+    return Phase(state.p, -torch.sin(state.q))
+
+
+def gradients(f, x, **options):
+    f.zero_grad()
+    x = x.clone().requires_grad_()
+    integrate(f, x, 0.0, 1.0, **options).square().sum().backward()
+    return [x.grad, *(p.grad.clone() for p in f.parameters())]
+
+
+def relative_error(a, b):
+    return max(float((u - v).norm() / v.norm()) for u, v in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2), ("rk4", 4)])
+def test_order_of_convergence_on_a_nonautonomous_equation(method, order):
+    x0 = torch.tensor([1.0])
+    exact = math.exp(math.sin(2.0))  # ẋ = x cos t
+    sizes = [64, 128, 256]
+    errors = [
+        abs(integrate(lambda t, x: x * math.cos(t), x0, 0.0, 2.0, steps=n, method=method) - exact)
+        for n in sizes
+    ]
+    slope = observed_orders([float(e) for e in errors], [1 / n for n in sizes])[-1]
+    assert slope == pytest.approx(order, abs=0.06)
+
+
+def test_runge_kutta_4_equals_scipy_on_one_step_by_its_own_tableau():
+    # the conditions Σb = 1, Σbc = 1/2, Σbc² = 1/3, Σbc³ = 1/4 of order four
+    c, a, b = (TABLEAUS["rk4"].c, TABLEAUS["rk4"].a, TABLEAUS["rk4"].b)
+    for power, value in enumerate([1, 1 / 2, 1 / 3, 1 / 4]):
+        assert sum(w * node**power for w, node in zip(b, c, strict=True)) == pytest.approx(value)
+    assert [sum(row) for row in a] == list(c)
+
+
+def test_verlet_has_order_two_and_keeps_the_energy_of_the_pendulum():
+    start = Phase(torch.tensor([1.0]), torch.tensor([0.0]))
+    reference = integrate(pendulum, start, 0.0, 2.0, tol=1e-12)
+    sizes = [40, 80, 160]
+    errors = [
+        float(
+            (integrate(pendulum, start, 0.0, 2.0, steps=n, method="verlet").q - reference.q).abs()
+        )
+        for n in sizes
+    ]
+    assert observed_orders(errors, [1 / n for n in sizes])[-1] == pytest.approx(2, abs=0.02)
+
+    def energy(state):
+        return float(0.5 * state.p**2 - torch.cos(state.q))
+
+    far = {
+        method: energy(integrate(pendulum, start, 0.0, 200.0, steps=2000, method=method))
+        for method in ("verlet", "euler")
+    }
+    assert abs(far["verlet"] - energy(start)) < 2e-3
+    assert abs(far["euler"] - energy(start)) > 0.5
+
+
+def test_verlet_goes_back_the_way_it_came():
+    start = Phase(torch.tensor([1.0, 2.0]), torch.tensor([0.3, -1.0]))
+    there = integrate(pendulum, start, 0.0, 10.0, steps=100, method="verlet")
+    back = integrate(pendulum, there, 10.0, 0.0, steps=100, method="verlet")
+    assert torch.allclose(back.q, start.q, atol=1e-12)
+    assert torch.allclose(back.p, start.p, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exactly_as_many_steps_as_asked_for(dtype):
+    for n in range(1, 129):
+        times = []
+        x = torch.zeros(1, dtype=dtype)
+        end = integrate(
+            lambda t, x, seen=times: seen.append(t) or x + 1, x, 0.0, 0.7, steps=n, method="euler"
+        )
+        assert len(times) == n
+        assert end.dtype == dtype
+        assert times == sorted(set(times))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("n", [1, 7])
+def test_statistics_count_every_evaluation(method, n):
+    seen, statistics = [], Statistics()
+    state = Phase(torch.ones(2), torch.ones(2))
+
+    def f(t, state):
+        seen.append(t)
+        return pendulum(t, state)
+
+    integrate(f, state, 0.0, 1.0, steps=n, method=method, statistics=statistics)
+    stages = {"euler": 1, "midpoint": 2, "rk4": 4, "verlet": 3}[method]
+    assert statistics.evaluations == len(seen) == stages * n
+    assert statistics.accepted == n
+
+
+def test_statistics_of_adaptive_steps_agree_with_a_count_by_hand():
+    seen, statistics = [], Statistics()
+
+    def switched(t, x):
+        seen.append(t)
+        return torch.where(t > 0.37, 50.0, -1.0) * torch.ones_like(x)
+
+    integrate(switched, torch.zeros(1), 0.0, 1.0, tol=1e-6, statistics=statistics)
+    assert statistics.evaluations == len(seen)
+    assert statistics.rejected > 0
+    # dopri5 costs six evaluations a step, and two to choose the first one
+    assert statistics.evaluations == 6 * (statistics.accepted + statistics.rejected) + 2
+
+
+@pytest.mark.parametrize(
+    ("method", "factor"),
+    # errors add up over the steps, the more the lower the order
+    [("dopri5", 2), ("dopri8", 1), ("bosh3", 10), ("fehlberg2", 400), ("adaptive_heun", 5)],
+)
+def test_adaptive_methods_meet_their_tolerance(method, factor):
+    for t1 in (1.0, -1.0):
+        x = integrate(lambda t, x: -x, torch.ones(2), 0.0, t1, tol=1e-6, method=method)
+        assert torch.allclose(x, torch.full((2,), math.exp(-t1)), rtol=0, atol=factor * 1e-6)
+
+
+def test_adaptive_steps_are_those_of_torchdiffeq():
+    f, x = Field(), torch.randn(4, 3)
+    ours = integrate(f, x, 0.0, 1.0, tol=1e-5)
+    times = torch.tensor([0.0, 1.0])
+    theirs = odeint(f, x, times, rtol=1e-5, atol=1e-5, options={"step_t": times[1:]})[-1]
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("accuracy", [{"steps": 40}, {"tol": 1e-9}])
+def test_saved_states_are_those_of_shorter_integrations(accuracy):
+    start = Phase(torch.tensor([1.0]), torch.tensor([0.0]))
+    times = [0.0, 0.5, 1.23, 2.0]
+    path = integrate(pendulum, start, 0.0, 2.0, save_at=times, **accuracy)
+    assert type(path) is Phase
+    assert path.q.shape == (4, 1)
+    assert torch.equal(path.q[0], start.q)
+    for k, t in enumerate(times[1:], start=1):
+        single = integrate(pendulum, start, 0.0, t, tol=1e-11)
+        assert torch.allclose(path.q[k], single.q, atol=3e-7)
+
+
+def test_states_on_the_grid_are_not_interpolated():
+    f, x = Field(), torch.randn(4, 3)
+    path = integrate(f, x, 0.0, 1.0, steps=10, save_at=torch.linspace(0, 1, 11))
+    assert torch.equal(path[-1], integrate(f, x, 0.0, 1.0, steps=10))
+    half = integrate(f, x, 0.0, 0.5, steps=5)
+    assert torch.allclose(path[5], half, atol=1e-14)
+
+
+@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4"])
+def test_recompute_equals_through_to_round_off(method):
+    f, x = Field(), torch.randn(5, 3)
+    through = gradients(f, x, steps=9, method=method)
+    assert relative_error(
+        gradients(f, x, steps=9, method=method, backprop="recompute"), through
+    ) < (1e-14)
+
+
+def test_recompute_equals_through_for_named_tuples_saved_off_the_grid():
+    weight = torch.tensor(0.7, requires_grad=True)
+
+    def f(t, state):
+        return Phase(weight * state.p, -torch.sin(state.q))
+
+    found = []
+    for backprop in ("through", "recompute"):
+        start = Phase(torch.tensor([1.0]), torch.tensor([0.0]))
+        path = integrate(
+            f, start, 0.0, 2.0, steps=8, method="verlet", save_at=[0.3, 1.1], backprop=backprop
+        )
+        found.append(torch.autograd.grad(path.q.sum() + path.p.square().sum(), weight)[0])
+    assert torch.allclose(found[0], found[1], rtol=1e-14)
+
+
+def test_recompute_stores_only_the_states_on_the_grid():
+    f, x = Field(20), torch.randn(50, 20)
+    saved = {}
+    for backprop in ("through", "recompute"):
+        held = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, held=held: held.append(tensor) or tensor, lambda tensor: tensor
+        ):
+            integrate(f, x, 0.0, 1.0, steps=16, backprop=backprop)
+        big = {id(t.untyped_storage()): t.numel() for t in held if t.numel() >= x.numel()}
+        saved[backprop] = sum(big.values()) / x.numel()
+    assert saved["recompute"] <= 17
+    assert saved["through"] > 3 * 17
+
+
+@pytest.mark.parametrize("save_at", [None, [0.4, 1.0]])
+def test_adjoint_converges_to_through_with_the_order_of_the_method(save_at):
+    f, x = Field(), torch.randn(5, 3)
+    errors = []
+    for n in (10, 20, 40):
+        through = gradients(f, x, steps=n, save_at=save_at)
+        errors.append(
+            relative_error(gradients(f, x, steps=n, save_at=save_at, backprop="adjoint"), through)
+        )
+    assert observed_orders(errors, [4, 2, 1])[-1] == pytest.approx(4, abs=0.4)
+
+
+def test_adjoint_equals_through_at_tight_tolerance_and_that_of_torchdiffeq():
+    f, x = Field(), torch.randn(5, 3)
+    through = gradients(f, x, tol=1e-11)
+    assert relative_error(gradients(f, x, tol=1e-11, backprop="adjoint"), through) < 1e-9
+    f.zero_grad()
+    y = x.clone().requires_grad_()
+    odeint_adjoint(f, y, torch.tensor([0.0, 1.0]), rtol=1e-11, atol=1e-11)[
+        -1
+    ].square().sum().backward()
+    theirs = [y.grad, *(p.grad for p in f.parameters())]
+    assert relative_error(gradients(f, x, tol=1e-11, backprop="adjoint"), theirs) < 1e-9
+
+
+def test_adjoint_of_named_tuples_counts_its_evaluations():
+    weight = torch.tensor(0.7, requires_grad=True)
+    start = Phase(torch.tensor([1.0]), torch.tensor([0.0]))
+
+    def f(t, state):
+        return Phase(weight * state.p, -torch.sin(state.q))
+
+    found, statistics = [], Statistics()
+    for backprop in ("through", "adjoint"):
+        end = integrate(
+            f,
+            start,
+            0.0,
+            2.0,
+            tol=1e-10,
+            backprop=backprop,
+            parameters=[weight],
+            statistics=statistics,
+        )
+        found.append(torch.autograd.grad(end.q.sum(), weight)[0])
+    assert torch.allclose(found[0], found[1], rtol=1e-8)
+    assert statistics.backward_evaluations > 0
+
+
+def test_adjoint_reaches_a_parameter_that_was_itself_computed():
+    raw = torch.tensor(0.3, requires_grad=True)
+    found = []
+    for backprop in ("through", "adjoint"):
+        rate = raw.exp()
+        end = integrate(
+            lambda t, x, rate=rate: -rate * x,
+            torch.ones(2),
+            0.0,
+            1.0,
+            tol=1e-11,
+            backprop=backprop,
+            parameters=[rate],
+        )
+        found.append(torch.autograd.grad(end.sum(), raw)[0])
+    assert torch.allclose(found[0], found[1], rtol=1e-8)
+
+
+def test_through_can_be_differentiated_twice():
+    x = torch.tensor([0.3], requires_grad=True)
+    end = integrate(lambda t, x: -(x**2), x, 0.0, 1.0, steps=64)  # x(1) = x/(1 + x)
+    (first,) = torch.autograd.grad(end, x, create_graph=True)
+    (second,) = torch.autograd.grad(first, x)
+    assert second.item() == pytest.approx(-2 / 1.3**3, rel=1e-7)
+
+
+def test_integration_inside_vmap():
+    rates = torch.tensor([0.5, 1.0, 2.0])
+    ends = torch.func.vmap(
+        lambda rate: integrate(lambda t, x: -rate * x, torch.ones(1), 0.0, 1.0, steps=16)
+    )(rates)
+    assert torch.allclose(ends[:, 0], torch.exp(-rates), atol=1e-4)
+
+
+# ------------------------------------------------------------------------------- faults
+
+GOOD = {"f": lambda t, x: -x, "state": torch.ones(3, dtype=torch.float64), "t0": 0.0, "t1": 1.0}
+BAD = {
+    "neither": ({}, ValueError, "exactly one"),
+    "both": ({"steps": 3, "tol": 1e-3}, ValueError, "exactly one"),
+    "no steps": ({"steps": 0}, ValueError, "steps must be"),
+    "half a step": ({"steps": 2.5}, ValueError, "steps must be"),
+    "true": ({"steps": True}, ValueError, "steps must be"),
+    "negative tol": ({"tol": -1.0}, ValueError, "tol must be"),
+    "zero length": ({"steps": 3, "t1": 0.0}, ValueError, "no length"),
+    "infinite": ({"steps": 3, "t1": math.inf}, ValueError, "finite"),
+    "method": ({"steps": 3, "method": "dopri5"}, ValueError, "does not go with steps"),
+    "adaptive method": ({"tol": 1e-3, "method": "rk4"}, ValueError, "does not go with tol"),
+    "backprop": ({"steps": 3, "backprop": "magic"}, ValueError, "backprop must be"),
+    "recompute": ({"tol": 1e-3, "backprop": "recompute"}, ValueError, "fixed grid"),
+    "save_at order": ({"steps": 3, "save_at": [0.5, 0.2]}, ValueError, "save_at must be"),
+    "save_at outside": ({"steps": 3, "save_at": [2.0]}, ValueError, "save_at must be"),
+    "save_at empty": ({"steps": 3, "save_at": []}, ValueError, "save_at must be"),
+    "integers": ({"steps": 3, "state": torch.ones(3).long()}, TypeError, "floating point"),
+    "no tensor": ({"steps": 3, "state": (1.0, 2.0)}, TypeError, "tensor"),
+    "mixed dtypes": (
+        {"steps": 3, "state": (torch.ones(1).float(), torch.ones(1).double())},
+        TypeError,
+        "mixes",
+    ),
+    "mixed devices": (
+        {"steps": 3, "state": (torch.ones(1).double(), torch.ones(1, device="meta").double())},
+        ValueError,
+        "mixes",
+    ),
+    "verlet state": ({"steps": 3, "method": "verlet"}, ValueError, "two tensors"),
+    "shape": ({"steps": 3, "f": lambda t, x: x[:, None]}, ValueError, "like x in shape"),
+    "dtype": ({"steps": 3, "f": lambda t, x: x.float()}, TypeError, "like x in shape"),
+    "device": ({"steps": 3, "f": lambda t, x: x.to("meta")}, ValueError, "device"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_with_a_reason(name):
+    change, error, message = BAD[name]
+    with pytest.raises(error, match=message):
+        # without the test run's own type checks, as a reader calls it
+        unwrap(integrate)(**{**GOOD, **change})
+
+
+def test_a_state_that_is_not_finite_says_from_which_time_on():
+    # ẋ = x² from 1 leaves the numbers soon after t = 1
+    with pytest.raises(IntegrationError, match=r"from t=1\.[0-9]+ on \(step \d+ of 40, rk4\)"):
+        integrate(lambda t, x: x**2, torch.ones(1), 0.0, 2.0, steps=40)
+    with pytest.raises(IntegrationError, match=r"t=(0\.99\d+|1) "):
+        integrate(lambda t, x: x**2, torch.ones(1), 0.0, 2.0, tol=1e-6)
+    with pytest.raises(IntegrationError, match="at t = t0 already"):
+        integrate(lambda t, x: x, torch.tensor([math.nan]), 0.0, 2.0, steps=40)
+
+
+def test_too_many_steps_say_how_far_they_got():
+    statistics = Statistics()
+    with pytest.raises(IntegrationError, match=r"max_steps=20 .* only t=0\.\d+ was reached"):
+        integrate(
+            lambda t, x: 1000 * torch.cos(1000 * t) * torch.ones_like(x),
+            torch.zeros(1),
+            0.0,
+            1.0,
+            tol=1e-8,
+            max_steps=20,
+            statistics=statistics,
+        )
+    assert statistics.accepted + statistics.rejected == 20
+
+
+def test_a_captured_tensor_is_an_error_under_the_adjoint():
+    net, x = nn.Linear(3, 3), torch.ones(2, 3)
+    for options in ({"steps": 4}, {"tol": 1e-3}):
+        with pytest.raises(ValueError, match=r"shape \(3, 3\).*parameters="):
+            integrate(lambda t, x: net(x), x, 0.0, 1.0, backprop="adjoint", **options)
+        integrate(
+            lambda t, x: net(x),
+            x,
+            0.0,
+            1.0,
+            backprop="adjoint",
+            parameters=net.parameters(),
+            **options,
+        )
+        integrate(net_of_time(net), x, 0.0, 1.0, backprop="adjoint", **options)
+
+
+def net_of_time(net):
+    class Autonomous(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, t, x):
+            return self.net(x)
+
+    return Autonomous()
+
+
+# ------------------------------------------------------------------------------- with noise
+
+
+def test_euler_maruyama_has_the_moments_of_ornstein_uhlenbeck(generator):
+    rate, sigma, n = 1.5, 0.8, 40_000
+    x0 = torch.full((n, 1), 2.0)
+    path = euler_maruyama(
+        lambda t, x: -rate * x, sigma, x0, 0.0, 1.0, steps=200, generator=generator
+    )
+    h = 1 / 200
+    mean = 2.0 * (1 - rate * h) ** 200  # of the scheme itself, so that only chance is left
+    variance = sigma**2 * h * sum((1 - rate * h) ** (2 * k) for k in range(200))
+    end = path.x[-1]
+    assert abs(end.mean() - mean) < 4 * math.sqrt(variance / n)
+    assert abs(end.var() - variance) < 4 * variance * math.sqrt(2 / n)
+    assert mean == pytest.approx(2 * math.exp(-rate), rel=0.01)
+    assert variance == pytest.approx(sigma**2 * (1 - math.exp(-2 * rate)) / (2 * rate), rel=0.01)
+
+
+def test_strong_order_one_half_for_multiplicative_noise(generator):
+    # dX = σ X dW has the solution exp(σ W − σ²t/2); all grids see the same Brownian path
+    fine = euler_maruyama(
+        lambda t, x: 0 * x,
+        lambda t, x: x[:, :, None],
+        torch.ones(4000, 1),
+        0.0,
+        1.0,
+        steps=512,
+        generator=generator,
+    )
+    exact = torch.exp(fine.dW.sum(0) - 0.5)
+    sizes, errors = [16, 32, 64, 128], []
+    for n in sizes:
+        dW = fine.dW.unflatten(0, (n, 512 // n)).sum(1)
+        coarse = euler_maruyama(
+            lambda t, x: 0 * x,
+            lambda t, x: x[:, :, None],
+            torch.ones(4000, 1),
+            0.0,
+            1.0,
+            steps=n,
+            dW=dW,
+        )
+        errors.append(float((coarse.x[-1] - exact).abs().mean()))
+    slopes = observed_orders(errors, [1 / n for n in sizes])
+    assert sum(slopes) / 3 == pytest.approx(0.5, abs=0.08)
+
+
+def test_a_matrix_spreads_fewer_noises_over_the_coordinates(generator):
+    sigma = torch.tensor([[1.0], [2.0], [-1.0]])
+    path = euler_maruyama(
+        lambda t, x: 0 * x, sigma, torch.zeros(5, 3), 0.0, 1.0, steps=4, generator=generator
+    )
+    assert path.dW.shape == (4, 5, 1)
+    assert torch.allclose(path.x[-1], path.dW.sum(0) @ sigma.T)
+    again = euler_maruyama(
+        lambda t, x: 0 * x, sigma, torch.zeros(5, 3), 0.0, 1.0, steps=4, dW=path.dW
+    )
+    assert torch.equal(again.x, path.x)
+
+
+def test_without_noise_it_is_euler_backward_in_time_too():
+    f, x = Field(), torch.randn(4, 3)
+    dW = torch.zeros(8, 4, 3)
+    for t0, t1 in [(0.0, 1.0), (1.0, 0.0)]:
+        path = euler_maruyama(f, 1.0, x, t0, t1, steps=8, dW=dW)
+        assert torch.allclose(path.x[-1], integrate(f, x, t0, t1, steps=8, method="euler"))
+        assert path.t[0] == t0
+
+
+def test_bad_noise_is_refused(generator):
+    def drift(t, x):
+        return -x
+
+    x = torch.ones(2, 1)
+    with pytest.raises(ValueError, match="exactly one of generator="):
+        euler_maruyama(drift, 1.0, x, 0.0, 1.0, steps=4)
+    with pytest.raises(ValueError, match="exactly one of generator="):
+        euler_maruyama(
+            drift, 1.0, x, 0.0, 1.0, steps=4, generator=generator, dW=torch.zeros(4, 2, 1)
+        )
+    with pytest.raises(ValueError, match="3 increments"):
+        euler_maruyama(drift, 1.0, x, 0.0, 1.0, steps=4, dW=torch.zeros(3, 2, 1))
+    with pytest.raises(IntegrationError, match="from t="):
+        euler_maruyama(
+            lambda t, x: x**9, 1.0, 1e3 * x, 0.0, 1.0, steps=40, dW=torch.zeros(40, 2, 1)
+        )

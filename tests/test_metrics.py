@@ -1,0 +1,23 @@
+import pytest
+import torch
+
+from ctdl_lib.metrics import accuracy, observed_orders, predict, spread
+
+
+def test_accuracy_counts_what_is_recognised():
+    logits = torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0], [0.0, 1.0]])
+    assert accuracy(logits, torch.tensor([0, 1, 1, 1])) == 75.0
+    assert predict(torch.tensor([[-1.0], [2.0]])).tolist() == [0, 1]
+
+
+def test_spread_is_that_of_torch():
+    values = torch.randn(7)
+    found = spread(values.tolist())
+    assert found.mean == pytest.approx(float(values.mean()))
+    assert found.std == pytest.approx(float(values.std()))
+    with pytest.raises(ValueError, match="at least two"):
+        spread([1.0])
+
+
+def test_observed_orders_of_powers():
+    assert observed_orders([1.0, 1 / 8, 1 / 64], [1.0, 0.5, 0.25]) == pytest.approx([3.0, 3.0])

@@ -1,0 +1,35 @@
+"""Every reference in a docstring of the library is in the book's bibliography."""
+
+import re
+
+import chapters
+from pybtex.database import parse_file
+
+ENTRIES = parse_file(str(chapters.BOOK / "references.bib")).entries
+REFERENCE = re.compile(r"^\s*Reference:\s*(\S*)", re.MULTILINE)
+KEY = re.compile(r"[a-z]+\d{4}[a-z]+")
+REQUIRED = ("title", "year")
+
+
+def test_references_in_docstrings_are_in_the_bibliography():
+    unknown = [
+        f"{path.relative_to(chapters.ROOT)}: {key!r}"
+        for path in sorted((chapters.ROOT / "ctdl_lib").rglob("*.py"))
+        for key in REFERENCE.findall(path.read_text("utf-8"))
+        if key.strip("`,;.()[]") not in ENTRIES
+    ]
+    assert unknown == []
+
+
+def test_keys_have_one_form():
+    """Author, year and a word of the title: haber2017stable."""
+    assert [key for key in ENTRIES if not KEY.fullmatch(key)] == []
+
+
+def test_entries_have_author_title_and_year():
+    bad = [
+        key
+        for key, entry in ENTRIES.items()
+        if "author" not in entry.persons or any(field not in entry.fields for field in REQUIRED)
+    ]
+    assert bad == []

@@ -1,0 +1,198 @@
+import itertools
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ctdl_lib import storage
+from ctdl_lib.training import TrainingError, cosine, minibatches, train
+
+
+def square(net, batch):
+    return net(batch).square().mean()
+
+
+def data(index):
+    return torch.ones(4, 2)
+
+
+def linear():
+    torch.manual_seed(1)
+    return nn.Linear(2, 1)
+
+
+def test_a_step_is_a_step_of_adam_by_hand():
+    net, reference = linear(), linear()
+    optimizer = torch.optim.Adam(reference.parameters(), lr=0.1)
+    for step in train(net, square, data, steps=5, lr=0.1):
+        optimizer.zero_grad()
+        value = square(reference, data(0))
+        value.backward()
+        optimizer.step()
+        assert step.loss == value.item()
+    assert torch.equal(net.weight, reference.weight)
+
+
+def test_terms_are_reported_by_name_and_summed():
+    def loss(net, batch):
+        return {"fit": square(net, batch), "decay": 0.1 * net.weight.square().sum()}
+
+    for step in train(linear(), loss, data, steps=3):
+        assert set(step.terms) == {"fit", "decay"}
+        assert step.loss == pytest.approx(sum(step.terms.values()))
+
+
+def test_the_caller_stops_whenever_it_likes():
+    steps = itertools.takewhile(
+        lambda step: step.loss > 1e-3, train(linear(), square, data, steps=10_000, lr=0.1)
+    )
+    assert len(list(steps)) < 200
+
+
+def test_l_bfgs_solves_least_squares_exactly():
+    net, x, y = linear(), torch.randn(30, 2), torch.randn(30, 1)
+    optimizer = torch.optim.LBFGS(
+        net.parameters(),
+        line_search_fn="strong_wolfe",
+        tolerance_grad=1e-12,
+        tolerance_change=1e-14,
+    )
+    list(
+        train(
+            net,
+            lambda net, _: (net(x) - y).square().mean(),
+            data,
+            steps=10,
+            lr=1.0,
+            optimizer=optimizer,
+        )
+    )
+    A = torch.cat([x, torch.ones(30, 1)], 1)
+    exact = torch.linalg.lstsq(A, y).solution[:, 0]
+    assert torch.allclose(torch.cat([net.weight[0], net.bias]), exact, atol=1e-6)
+
+
+def test_the_gradient_is_clipped_and_its_norm_reported_unclipped():
+    net = linear()
+    before = net.weight.clone()
+    sgd = torch.optim.SGD(net.parameters())
+    (step,) = train(
+        net,
+        lambda net, x: 1e3 * square(net, x),
+        data,
+        steps=1,
+        lr=1.0,
+        optimizer=sgd,
+        max_grad_norm=0.5,
+    )
+    assert step.grad_norm > 1
+    assert (net.weight - before).norm() <= 0.5
+
+
+def test_schedules_set_the_rate_of_each_step():
+    rate = cosine(0.2, 10, floor=0.1)
+    assert [rate(0), rate(5), rate(10)] == pytest.approx([0.2, 0.15, 0.1])
+    net = linear()
+    sgd = torch.optim.SGD(net.parameters(), lr=7.0)
+    rates = [
+        sgd.param_groups[0]["lr"] for _ in train(net, square, data, steps=4, lr=rate, optimizer=sgd)
+    ]
+    assert rates == [rate(k) for k in range(4)]
+
+
+def test_minibatches_visit_every_sample_once_an_epoch():
+    batch = minibatches(torch.arange(12), torch.arange(12) * 10, size=4, seed=5)
+    for epoch in range(3):
+        rows = [batch(3 * epoch + k) for k in range(3)]
+        assert sorted(torch.cat([x for x, _ in rows]).tolist()) == list(range(12))
+        assert all(torch.equal(10 * x, y) for x, y in rows)
+    assert not torch.equal(batch(0)[0], batch(3)[0])
+    assert torch.equal(batch(7)[0], minibatches(torch.arange(12), size=4, seed=5)(7)[0])
+    with pytest.raises(ValueError, match="size=13"):
+        minibatches(torch.arange(12), size=13, seed=0)
+
+
+@pytest.mark.parametrize("optimizer", [None, "lbfgs", "momentum"])
+def test_a_run_that_stops_goes_on_bit_identical(tmp_path, optimizer):
+    def start(steps, checkpoint, until):
+        net = linear()
+        options = {
+            None: None,
+            "lbfgs": torch.optim.LBFGS(net.parameters(), max_iter=2),
+            "momentum": torch.optim.SGD(net.parameters(), momentum=0.9),
+        }
+        history = list(
+            itertools.islice(
+                train(
+                    net,
+                    lambda net, k: (net(torch.ones(2)) - k).square().sum(),
+                    float,
+                    steps=steps,
+                    lr=0.01,
+                    optimizer=options[optimizer],
+                    checkpoint=checkpoint,
+                    every=4,
+                ),
+                until,
+            )
+        )
+        return net, [(s.index, s.loss, s.grad_norm, s.terms) for s in history]
+
+    whole, history = start(20, None, None)
+    path = tmp_path / "run"
+    for until in (6, 9, 15):
+        start(20, path, until)
+    resumed, again = start(20, path, None)
+    assert torch.equal(whole.weight, resumed.weight)
+    assert history == again
+    assert start(20, path, None)[1] == history  # what has ended is only told again
+
+
+def test_a_killed_run_goes_on_bit_identical(tmp_path):
+    """Ten SIGKILLs at random moments; the seed of the moments differs from run to run."""
+    seed = str(int.from_bytes(tmp_path.name.encode()[-4:]))
+    script = Path(__file__).with_name("interrupted.py")
+    done = subprocess.run(
+        [sys.executable, script, "kill", tmp_path, seed],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "killed 10 times" in done.stdout
+
+
+def test_what_is_not_finite_stops_training_and_keeps_the_checkpoint(tmp_path):
+    def loss(net, k):
+        return {
+            "fit": net(torch.ones(2)).sum(),
+            "penalty": torch.tensor(math.nan if k == 7 else 0.0),
+        }
+
+    net, path = linear(), tmp_path / "run"
+    with pytest.raises(TrainingError, match="'penalty' of the loss is nan at step 7"):
+        list(train(net, loss, int, steps=20, checkpoint=path, every=3))
+    kept = storage.load(path)
+    assert len(kept["history"]["losses"]) == 6
+    assert all(w.isfinite().all() for w in kept["model"].values())
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update():
+    net = linear()
+    nn.init.zeros_(net.weight)
+    nn.init.zeros_(net.bias)
+    with pytest.raises(TrainingError, match="gradient is not finite at step 0"):
+        list(train(net, lambda net, x: net(x).sum().sqrt(), data, steps=3))
+    assert net.weight.isfinite().all()
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    list(train(linear(), square, data, steps=4, checkpoint=tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"another run .*steps=4, not 5"):
+        list(train(linear(), square, data, steps=5, checkpoint=tmp_path / "run"))
+    with pytest.raises(ValueError, match="another run"):
+        list(train(nn.Linear(3, 1), square, data, steps=4, checkpoint=tmp_path / "run"))
