@@ -1,7 +1,8 @@
 """Numbers that judge a result."""
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from jaxtyping import Float, Int
@@ -38,3 +39,22 @@ def observed_orders(errors: Sequence[float], sizes: Sequence[float]) -> list[flo
     """The slopes log(eₖ/eₖ₊₁)/log(sₖ/sₖ₊₁) between consecutive step sizes s."""
     pairs = zip(errors[:-1], errors[1:], sizes[:-1], sizes[1:], strict=True)
     return [math.log(e0 / e1) / math.log(s0 / s1) for e0, e1, s0, s1 in pairs]
+
+
+def interleaved_times(
+    contenders: Mapping[str, Callable[[], object]], *, rounds: int = 10
+) -> dict[str, float]:
+    """The shortest wall time of each contender in seconds, over rounds in which all run by turns.
+
+    Interleaving lets a slow moment of the machine hit all contenders; the minimum forgets it. Each
+    runs once unmeasured first.
+    """
+    for run in contenders.values():
+        run()
+    best = dict.fromkeys(contenders, math.inf)
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            started = time.perf_counter()
+            run()
+            best[name] = min(best[name], time.perf_counter() - started)
+    return best

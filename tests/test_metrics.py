@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ctdl_lib.metrics import accuracy, observed_orders, predict, spread
+from ctdl_lib.metrics import accuracy, interleaved_times, observed_orders, predict, spread
 
 
 def test_accuracy_counts_what_is_recognised():
@@ -21,3 +21,12 @@ def test_spread_is_that_of_torch():
 
 def test_observed_orders_of_powers():
     assert observed_orders([1.0, 1 / 8, 1 / 64], [1.0, 0.5, 0.25]) == pytest.approx([3.0, 3.0])
+
+
+def test_contenders_run_by_turns():
+    order = []
+    contenders = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    times = interleaved_times(contenders, rounds=3)
+    assert order == ["a", "b"] * 4
+    assert set(times) == {"a", "b"}
+    assert all(seconds >= 0 for seconds in times.values())

@@ -1,0 +1,18 @@
+"""Run every benchmark of this folder on one thread and print its table."""
+
+import platform
+
+import torch
+
+from . import integrators, potentials, resnet
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(
+        f"torch {torch.__version__}, {platform.machine()}, one thread; best of interleaved runs\n"
+    )
+    for benchmark in (resnet, integrators, potentials):
+        print(benchmark.__doc__)
+        for row in benchmark.rows():
+            print("  " + row)
+        print()

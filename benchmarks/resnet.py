@@ -1,0 +1,39 @@
+"""ResNet training step: adjoint by hand (ctdl_lib.networks.propagate) against autograd's."""
+
+from collections.abc import Iterator
+
+import torch
+
+from ctdl_lib.metrics import interleaved_times
+from ctdl_lib.networks import ResNet
+
+SIZES = [(16, 2, 1000), (64, 4, 512), (1024, 4, 512), (64, 16, 1000)]
+
+
+def rows() -> Iterator[str]:
+    for layers, width, batch in SIZES:
+        times = interleaved_times(contenders(layers, width, batch))
+        ours, theirs = 1e3 * times["by hand"], 1e3 * times["autograd"]
+        yield (
+            f"N={layers:<5} width={width:<3} batch={batch:<5} by hand {ours:7.2f} ms,"
+            f" autograd {theirs:7.2f} ms, ratio {theirs / ours:.2f}"
+        )
+
+
+def contenders(layers: int, width: int, batch: int):
+    generator = torch.Generator().manual_seed(0)
+    net = ResNet(2, 1, width=width, layers=layers, horizon=5.0, generator=generator)
+    y = torch.randn(batch, 2, generator=generator)
+
+    def by_hand():
+        net.zero_grad()
+        net(y).square().mean().backward()
+
+    def autograd():
+        net.zero_grad()
+        u = y @ net.K_in.T
+        for K, b in zip(net.K, net.b, strict=True):
+            u = u + net.h * torch.tanh(torch.addmm(b, u, K.T))
+        (u @ net.K_out.T + net.b_out).square().mean().backward()
+
+    return {"by hand": by_hand, "autograd": autograd}
