@@ -13,11 +13,13 @@ class ResNet(nn.Module):
     """The network F(y) = K_out u_N + b_out with u₀ = K_in y, uₖ₊₁ = uₖ + h tanh(Kₖuₖ + bₖ).
 
     Its layers are forward Euler steps of size h = horizon/layers for ∂ₜu = tanh(K(t)u + b(t)).
-    Every layer starts with the same weights, so that the initial K and b are constant in time
-    whatever the number of layers. Without `skip`, uₖ₊₁ = tanh(Kₖuₖ + bₖ) and the layers differ.
+    At first, K_in embeds the input (ones on the diagonal, zeros elsewhere), and every layer has the
+    same weights, drawn from N(0, scale²): K and b are constant in time whatever the number of
+    layers. Without `skip`, uₖ₊₁ = tanh(Kₖuₖ + bₖ), and every layer starts with weights of its own,
+    drawn from N(0, (5/3)²/width), the usual choice for tanh.
 
     Args of the constructor: numbers of `inputs`, `outputs`, features (`width`) and `layers`, the
-    final time `horizon`; `generator` draws the weights.
+    final time `horizon`, the `scale` of the initial weights; `generator` draws them.
 
     Reference: he2016resnet, section 3; haber2017stable, section 2.
     """
@@ -30,6 +32,7 @@ class ResNet(nn.Module):
         width: int,
         layers: int,
         horizon: float = 1.0,
+        scale: float = 0.1,
         skip: bool = True,
         generator: torch.Generator | None = None,
     ):
@@ -38,16 +41,15 @@ class ResNet(nn.Module):
             raise ValueError(f"{inputs=}, {outputs=}, {width=} and {layers=} must be at least 1")
         self.skip, self.horizon, self.h = skip, horizon, horizon / layers
 
-        def normal(fan_in: int, *shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator) / math.sqrt(fan_in)
+        def normal(std: float, *shape: int) -> Tensor:
+            return std * torch.randn(shape, generator=generator)
 
-        self.K_in = nn.Parameter(normal(inputs, width, inputs))
+        self.K_in = nn.Parameter(torch.eye(width, inputs))
         distinct = 1 if skip else layers
-        self.K = nn.Parameter(
-            normal(width, distinct, width, width).repeat(layers // distinct, 1, 1)
-        )
+        K = normal(scale if skip else 5 / 3 / math.sqrt(width), distinct, width, width)
+        self.K = nn.Parameter(K.repeat(layers // distinct, 1, 1))
         self.b = nn.Parameter(torch.zeros(layers, width))
-        self.K_out = nn.Parameter(normal(width, outputs, width))
+        self.K_out = nn.Parameter(normal(0.1, outputs, width))
         self.b_out = nn.Parameter(torch.zeros(outputs))
 
     @property

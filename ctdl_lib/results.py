@@ -76,6 +76,10 @@ class Claim:
     def __post_init__(self):
         if self.verdict not in VERDICTS:
             raise ValueError(f"verdict must be one of {VERDICTS}, got {self.verdict!r}")
+        # Four digits are more than any claim needs, and the same on every machine.
+        ours = [_rounded(value) for value in self.ours] if isinstance(self.ours, list) else None
+        object.__setattr__(self, "ours", ours or _rounded(self.ours))
+        object.__setattr__(self, "spread", _rounded(self.spread))
         if self.verdict in VERDICTS[2:] and not self.because:
             raise ValueError(
                 f"{self.id}: the verdict {self.verdict!r} needs its reason in because="
@@ -159,7 +163,9 @@ class Store:
         if self.run != "smoke":
             rows = [asdict(claim) for claim in claims]
             path = self.folder / "claims" / f"{self.chapter}.json"
-            storage.write(path, (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
+            data = (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode()
+            if not path.is_file() or path.read_bytes() != data:
+                storage.write(path, data)
         if self.run == "train":
             for checkpoint in (self.folder / self.chapter).glob("*.checkpoint.safetensors"):
                 checkpoint.unlink()
@@ -255,6 +261,10 @@ def _ours(claim: Claim) -> str:
 
 def _verdict(claim: Claim) -> str:
     return f"*{claim.verdict}*" + (f", because {claim.because}" if claim.because else "")
+
+
+def _rounded(value):
+    return None if value is None else float(f"{value:.4g}")
 
 
 def _number(value: float | None) -> str:

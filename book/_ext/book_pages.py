@@ -1,0 +1,130 @@
+"""What the book needs from Sphinx: a scoreboard, repository links, pages without faults."""
+
+import os
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.environment import BuildEnvironment
+from sphinx.util.docutils import SphinxDirective
+
+from ctdl_lib.results import Claim, table
+
+# chapters.py is a script beside the chapters, not an installed module.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from chapters import BOOK, Chapter, all_chapters
+
+BIBLIOGRAPHY_KEY = re.compile(r"\b[a-z]+\d{4}[a-z]+\b")
+COLAB = "https://colab.research.google.com"
+
+
+class Scoreboard(SphinxDirective):
+    """All claims of all chapters, one table per chapter, read from book/results."""
+
+    def run(self) -> list[nodes.Node]:
+        """A section for every chapter that has claims."""
+        for path in result_files(Path(self.env.srcdir)):
+            self.env.note_dependency(path)
+        return [self.section(chapter) for chapter in all_chapters() if chapter.claims]
+
+    def section(self, chapter: Chapter) -> nodes.section:
+        """The chapter's title, how it was computed, and its table."""
+        section = nodes.section(ids=[f"scoreboard-{chapter.name[:2]}"], names=[chapter.name])
+        section += nodes.title("", chapter.title)
+        lines = [execution_line(chapter), "", *claims_table(chapter.claims)]
+        self.state.nested_parse(StringList(lines, str(chapter.claims_file)), 0, section)
+        return section
+
+
+def execution_line(chapter: Chapter) -> str:
+    """The link to the chapter, and on what its outputs were computed."""
+    link = f"{{doc}}`Open the chapter </book/{chapter.name}>`."
+    if not (record := chapter.execution):
+        return link
+    return (
+        f"{link} Executed in {record['seconds']:.0f} s on {record['date']}: {record['processor']}, "
+        f"Python {record['python']}, torch {record['torch']}."
+    )
+
+
+def claims_table(rows: list[dict[str, Any]]) -> list[str]:
+    """The same Markdown table that ends the chapter."""
+    known = {field.name for field in fields(Claim)}
+    claims = [Claim(**{key: row[key] for key in row.keys() & known}) for row in rows]
+    return table(claims).splitlines()
+
+
+def result_files(root: Path) -> list[str]:
+    """What the scoreboard is made from, as Sphinx writes dependencies: relative to the root."""
+    found = (BOOK / "results").glob("*/*.json")
+    return sorted(
+        path.relative_to(root).as_posix()
+        for path in found
+        if path.parent.name in ("claims", "executions")
+    )
+
+
+def new_results(
+    app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]
+) -> list[str]:
+    """The scoreboard, when there are results that it has not seen; Sphinx notices changed ones."""
+    page = "book/scoreboard"
+    known = {str(path) for path in env.dependencies.get(page, ())}
+    return [page] if page in env.all_docs and set(result_files(Path(app.srcdir))) - known else []
+
+
+def tidy_docstring(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Make a docstring fit for reStructuredText."""
+    if lines and lines[0].startswith("Alias for field number"):  # Python's, for named tuples
+        lines.clear()
+    for i, line in enumerate(lines):
+        if line.strip().startswith("Reference: "):
+            line = BIBLIOGRAPHY_KEY.sub(r":cite:t:`\g<0>`", line)
+        lines[i] = line.replace("|", r"\|")  # |x| is an absolute value and not a substitution
+
+
+def add_repository(app: Sphinx, config: Config) -> None:
+    """Give the theme the repository from $REPOSITORY; without it no page links to one."""
+    repository = os.environ.get("REPOSITORY", "").rstrip("/")
+    options = config.html_theme_options
+    options["launch_buttons"] = {"colab_url": COLAB} if repository else {}
+    options["use_repository_button"] = bool(repository)
+    if repository:
+        options["repository_url"] = repository
+
+
+def tidy_page(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """Take out of a page what browsers and screen readers stumble over."""
+    # A list in name only: its entries have another role, and they are announced by that.
+    if "body" in context:
+        context["body"] = context["body"].replace(' role="list" class="citation-list"', "")
+    # Thebe runs cells on a remote server, which this book does not use; its script is added twice.
+    context["script_files"] = [file for file in context["script_files"] if not is_thebe(file)]
+
+
+def is_thebe(script: Any) -> bool:
+    """Whether a script belongs to the extension sphinx-thebe."""
+    return "thebe" in f"{getattr(script, 'filename', script)}{getattr(script, 'attributes', '')}"
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the extension."""
+    app.add_directive("scoreboard", Scoreboard)
+    app.connect("env-get-outdated", new_results)
+    app.connect("config-inited", add_repository)
+    app.connect("html-page-context", tidy_page)
+    app.connect("autodoc-process-docstring", tidy_docstring)
+    # Whoever sets REPOSITORY expects new links: a rebuild value makes Sphinx write all pages again.
+    app.add_config_value("repository_of_the_book", os.environ.get("REPOSITORY", ""), "html")
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

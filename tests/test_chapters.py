@@ -1,0 +1,156 @@
+"""Chapters run: in smoke from the first line to the last, and the tool that executes them works."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import chapters
+import pytest
+from chapters import Chapter
+
+RESULTS = chapters.BOOK / "results"
+TEXT = """---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+kernelspec:
+  display_name: A kernel nobody has
+  language: python
+  name: no-such-kernel
+---
+
+# Tiny
+
+```{code-cell} ipython3
+:tags: [parameters]
+
+run = "saved"
+device = "auto"
+```
+
+```{code-cell} ipython3
+import sys
+print(run, sys.executable)
+```
+"""
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """The content of every file that a reader would see."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".")  # locks, and files half-written
+    }
+
+
+@pytest.mark.parametrize("chapter", chapters.all_chapters(), ids=lambda c: c.name)
+def test_chapter_runs_in_smoke_and_saves_nothing(chapter, tmp_path):
+    before = fingerprint(RESULTS)
+    chapters.run_notebook(
+        chapters.read_text(chapter), tmp_path / chapter.notebook.name, run="smoke", device="cpu"
+    )
+    assert fingerprint(RESULTS) == before
+
+
+# --- the tool -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Chapter:
+    """A chapter of two cells."""
+    chapter = Chapter("01_tiny", tmp_path)
+    chapter.text.write_text(TEXT)
+    return chapter
+
+
+def printed(chapter: Chapter) -> str:
+    return chapters.read_notebook(chapter).cells[-1].outputs[0].text.strip()
+
+
+def test_execute_uses_this_python_and_records_what_it_ran_on(tiny):
+    seconds = chapters.execute(tiny)
+    assert printed(tiny) == f"saved {sys.executable}"
+    assert chapters.check(tiny) == []
+    assert tiny.execution["seconds"] == seconds
+    assert set(tiny.execution) == {"seconds", "python", "torch", "processor", "date"}
+
+
+def test_executing_again_changes_no_byte_of_the_notebook(tiny):
+    chapters.execute(tiny)
+    first = tiny.notebook.read_bytes()
+    tiny.notebook.unlink()
+    chapters.execute(tiny)
+    assert tiny.notebook.read_bytes() == first
+
+
+def test_an_edit_leaves_the_ids_of_other_cells_alone(tiny):
+    before = [cell.id for cell in chapters.read_text(tiny).cells]
+    tiny.text.write_text(TEXT.replace("# Tiny", "# Tiny, edited"))
+    after = [cell.id for cell in chapters.read_text(tiny).cells]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [False, True, True]
+
+
+def test_a_failing_cell_keeps_the_pair_and_shows_its_traceback(tiny, monkeypatch, capsys):
+    chapters.execute(tiny)
+    tiny.text.write_text(TEXT.replace("print(run", "print(undefined_name"))
+    before = fingerprint(tiny.book)
+    monkeypatch.setattr(chapters, "find_chapters", lambda names: [tiny])
+    assert chapters.main(["execute"]) == 1
+    message = capsys.readouterr().err
+    assert "print(undefined_name, sys.executable)" in message
+    assert "NameError: name 'undefined_name' is not defined" in message
+    assert fingerprint(tiny.book) == before
+
+
+def test_execute_skips_what_is_up_to_date(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(chapters, "find_chapters", lambda names: [tiny])
+    assert chapters.main(["execute"]) == 0
+    assert "done in" in capsys.readouterr().out
+    assert chapters.main(["execute"]) == 0
+    assert capsys.readouterr().out == "01_tiny: up to date\n"
+
+
+def test_train_passes_its_parameters_and_leaves_the_pair_alone(tiny, monkeypatch):
+    monkeypatch.setattr(chapters, "find_chapters", lambda names: [tiny])
+    monkeypatch.setattr(chapters, "ROOT", tiny.book)
+    before = fingerprint(tiny.book)
+    assert chapters.main(["train", "01", "--device", "cpu"]) == 0
+    output = tiny.book / "_build" / "papermill" / "01_tiny.ipynb"
+    injected = json.loads(output.read_text())["cells"][2]
+    assert injected["metadata"]["tags"] == ["injected-parameters"]
+    assert {'run = "train"\n', 'device = "cpu"\n'} <= set(injected["source"])
+    assert {k: v for k, v in fingerprint(tiny.book).items() if k in before} == before
+
+
+def test_compare_takes_the_reference_from_git(tiny, monkeypatch, capsys):
+    def git(*arguments):
+        author = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+        subprocess.run(("git", *author, *arguments), cwd=tiny.book, check=True, capture_output=True)
+
+    def write(value):
+        content = [{"id": "a", "ours": value, "spread": 0.0}]
+        tiny.claims_file.parent.mkdir(parents=True, exist_ok=True)
+        tiny.claims_file.write_text(json.dumps(content))
+
+    monkeypatch.setattr(chapters, "find_chapters", lambda names: [tiny])
+    monkeypatch.setattr(chapters, "ROOT", tiny.book)
+    git("init", "--quiet")
+    write(1.0)
+    git("add", ".")
+    git("commit", "--quiet", "--message", "reference")
+    write(1.001)
+    assert chapters.main(["compare"]) == 0
+    write(1.1)
+    assert chapters.main(["compare"]) == 1
+    assert "a: 1.1 instead of 1 ± 0.01" in capsys.readouterr().out
+    assert chapters.main(["compare", "--revision", "no-such-revision"]) == 1
+    assert "01_tiny: no claims to compare with" in capsys.readouterr().err
+
+
+def test_unknown_chapter_is_named(capsys):
+    assert chapters.main(["execute", "99"]) == 1
+    assert "no chapter 99" in capsys.readouterr().err

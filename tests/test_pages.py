@@ -1,0 +1,207 @@
+"""The built pages, as a reader's browser shows them: with no network, in light and in dark."""
+
+import functools
+import http.server
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import chapters
+import pytest
+import yaml
+from axe_playwright_python.base import AXE_FILE_PATH
+from bs4 import BeautifulSoup
+from playwright.sync_api import Browser, Page, sync_playwright
+
+REPOSITORY = "https://github.com/example/ctdl"
+COLAB = "https://colab.research.google.com/github/example/ctdl/blob/main/"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+QUIET = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+TOC = yaml.safe_load((chapters.ROOT / "_toc.yml").read_text())
+PAGES = [TOC["root"], *(c["file"] for part in TOC["parts"] for c in part["chapters"])]
+NOTEBOOKS = [f"book/{chapter.name}" for chapter in chapters.all_chapters()]
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves files and does not log."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The book, built apart from the reader's own _build, with every warning an error."""
+    folder = tmp_path_factory.mktemp("site")
+    jupyter_book = Path(sys.executable).with_name("jupyter-book")
+    done = subprocess.run(
+        [jupyter_book, "build", ".", "--path-output", folder, "-n", "-W", "--keep-going", "-q"],
+        cwd=chapters.ROOT,
+        env=os.environ | {"REPOSITORY": REPOSITORY},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return folder / "_build" / "html"
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    """Where the pages are served."""
+    handler = functools.partial(Quiet, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """The system's Chromium."""
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        pytest.skip(
+            "no Chromium: install it, e.g. `apt-get install chromium`, "
+            "`dnf install chromium` or `brew install --cask chromium`"
+        )
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=["light", "dark"])
+def page(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iterator[Page]:
+    """An empty tab. After the test: nothing was asked of the network, no error on the console."""
+    context = browser.new_context(color_scheme=request.param, base_url=address)
+    tab, errors, requests = context.new_page(), [], []
+    tab.on("console", lambda m: errors.append((m.text, m.location)) if m.type == "error" else None)
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.on("request", lambda r: requests.append(r.url))
+    yield tab
+    theme = tab.evaluate("document.documentElement.dataset.theme")
+    context.close()
+    assert theme == request.param
+    assert errors == []
+    assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
+
+
+def visit(page: Page, name: str) -> None:
+    """Open a page and wait until its formulae are set."""
+    page.goto(f"{name}.html")
+    page.evaluate("() => window.MathJax ? MathJax.startup.promise : null")
+
+
+# --- in the browser -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_shows_its_formulas_and_pictures_to_everyone(page, name):
+    visit(page, name)
+    assert untyped_formulas(page) == []
+    assert page.locator("img:not([alt]), img[alt='']").count() == 0
+    assert page.evaluate("() => [...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    assert serious_violations(page) == []
+
+
+def untyped_formulas(page: Page) -> list[str]:
+    """The formulae that MathJax left alone, or could not read in full."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll('.math')]
+            .filter(e => !e.querySelector('mjx-container') ||
+                         e.querySelector('mjx-merror, [style*="color: red"]'))
+            .map(e => e.textContent)"""
+    )
+
+
+def serious_violations(page: Page) -> list[str]:
+    """What axe finds serious or critical, with the elements concerned."""
+    page.add_script_tag(path=AXE_FILE_PATH)
+    # Loading style sheets by itself, axe asks for wrong addresses where one imports another.
+    violations = page.evaluate("async () => (await axe.run({preload: false})).violations")
+    return [
+        f"{found['id']}: {node['html'][:200]}"
+        for found in violations
+        if found["impact"] in ("serious", "critical")
+        for node in found["nodes"]
+    ]
+
+
+def test_search_finds_the_adjoint(page):
+    page.goto("search.html?q=adjoint")
+    page.wait_for_selector("#search-results li a")
+    assert page.locator("#search-results li a").count() >= 1
+
+
+# --- the files ----------------------------------------------------------------------------------
+
+
+def links(site: Path, name: str) -> list[str]:
+    """The targets of all links of a page."""
+    soup = BeautifulSoup((site / f"{name}.html").read_text("utf-8"), "html.parser")
+    return [str(link["href"]) for link in soup.find_all("a", href=True)]
+
+
+@functools.cache
+def anchors(path: Path) -> set[str]:
+    """The ids of a page."""
+    soup = BeautifulSoup(path.read_text("utf-8"), "html.parser")
+    return {str(element["id"]) for element in soup.find_all(id=True)}
+
+
+@pytest.mark.parametrize("name", [*PAGES, "index", "genindex", "search"])
+def test_internal_links_lead_somewhere(site, name):
+    broken = []
+    for link in links(site, name):
+        parts = urlsplit(link)
+        if parts.scheme:
+            continue
+        page = site / f"{name}.html"
+        target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+        if not target.is_file() or (
+            target.suffix == ".html"
+            and parts.fragment
+            and unquote(parts.fragment) not in anchors(target)
+        ):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_colab_opens_the_notebook_of_the_repository(site, name):
+    assert [link for link in links(site, name) if "colab" in link] == [f"{COLAB}{name}.ipynb"]
+    assert kept_by_git(f"{name}.ipynb")
+
+
+def kept_by_git(path: str) -> bool:
+    """Whether a file is in the repository or will be with the next commit: not ignored."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", path]
+    listed = subprocess.run(command, cwd=chapters.ROOT, capture_output=True, text=True)
+    if listed.returncode != 0:  # an archive of the repository has no history
+        return (chapters.ROOT / path).is_file()
+    return listed.stdout.split() == [path]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_download_is_the_committed_notebook(site, name):
+    downloads = [
+        link for link in links(site, name) if link.endswith(".ipynb") and "://" not in link
+    ]
+    assert len(downloads) == 1
+    downloaded = (site / f"{name}.html").parent / downloads[0]
+    assert downloaded.read_bytes() == (chapters.ROOT / f"{name}.ipynb").read_bytes()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_to_the_repository_go_to_the_given_one(site, name):
+    hosts = [link for link in links(site, name) if "github.com" in link]
+    assert hosts
+    assert [link for link in hosts if not link.startswith((REPOSITORY, COLAB))] == []

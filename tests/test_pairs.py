@@ -1,0 +1,242 @@
+"""The chapters as files: text and notebook agree, and both keep the rules of the book."""
+
+import ast
+import json
+from collections import Counter
+from dataclasses import fields
+from numbers import Real
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import chapters
+import pytest
+from chapters import Chapter
+from nbval.plugin import IPyNbCell
+
+from ctdl_lib.results import Claim
+
+CHAPTERS = chapters.all_chapters()
+MAX_LINES = 400
+CLAIM_KEYS = {field.name for field in fields(Claim)}
+
+each_chapter = pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.name)
+
+
+def image_cells(chapter: Chapter) -> list:
+    """The code cells whose outputs hold a picture."""
+    return [
+        cell
+        for cell in chapters.code_cells(chapters.read_notebook(chapter))
+        if any(kind.startswith("image/") for out in cell.outputs for kind in out.get("data", ()))
+    ]
+
+
+def all_claims() -> list[dict]:
+    return [claim for chapter in CHAPTERS for claim in chapter.claims]
+
+
+# --- rules of the book --------------------------------------------------------------------------
+
+
+@each_chapter
+def test_notebook_is_the_executed_text(chapter):
+    assert chapters.check(chapter) == []
+
+
+def test_every_notebook_has_a_text():
+    notebooks = {path.stem for path in chapters.BOOK.glob("*.ipynb")}
+    assert notebooks == {chapter.name for chapter in CHAPTERS}
+
+
+def test_every_chapter_is_in_the_table_of_contents():
+    toc = (chapters.ROOT / "_toc.yml").read_text()
+    assert [c.name for c in CHAPTERS if f"file: book/{c.name}\n" not in toc] == []
+
+
+@each_chapter
+def test_every_figure_has_caption_name_and_alt_text(chapter):
+    for cell in image_cells(chapter):
+        options = cell.metadata.get("mystnb", {})
+        figure = options.get("figure", {})
+        assert figure.get("caption"), f"no caption: {cell.source}"
+        assert figure.get("name"), f"no name: {cell.source}"
+        assert options.get("image", {}).get("alt"), f"no alternative text: {cell.source}"
+
+
+@each_chapter
+def test_no_cell_ends_with_a_semicolon(chapter):
+    """It hides no output when nbval runs the cell, which then fails: end with plt.show()."""
+    cells = chapters.code_cells(chapters.read_text(chapter))
+    assert [cell.source for cell in cells if cell.source.rstrip().endswith(";")] == []
+
+
+@each_chapter
+def test_first_code_cell_holds_the_parameters(chapter):
+    cells = chapters.code_cells(chapters.read_text(chapter))
+    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    assert tagged == cells[:1]
+    values = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in ast.parse(tagged[0].source).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    assert values == {"run": "saved", "device": "auto", "seed": 0}
+
+
+@each_chapter
+def test_chapter_is_short(chapter):
+    assert len(chapter.text.read_text("utf-8").splitlines()) <= MAX_LINES
+
+
+@each_chapter
+def test_claims_are_complete(chapter):
+    assert chapter.claims, f"{chapter.claims_file} is missing or empty"
+    for claim in chapter.claims:
+        name = claim.get("id")
+        assert claim.keys() == CLAIM_KEYS, name
+        Claim(**claim)  # refuses an unknown verdict, or a difference without a reason
+        assert claim["id"], chapter.claims_file
+        assert claim["says"], name
+        assert claim["source"], name
+        assert claim["verdict"] == "not reproducible offline" or is_number(claim["ours"]), name
+
+
+def is_number(value: object) -> bool:
+    """Whether a claim may have this value: a number or several."""
+    values = value if isinstance(value, list) else [value]
+    return bool(values) and all(isinstance(number, Real) for number in values)
+
+
+def test_claim_ids_are_unique():
+    counts = Counter(claim["id"] for claim in all_claims())
+    assert [name for name, count in counts.items() if count > 1] == []
+
+
+def test_no_results_without_a_chapter():
+    names = {chapter.name for chapter in CHAPTERS}
+    results = chapters.BOOK / "results"
+    files = [*results.glob("claims/*.json"), *results.glob("executions/*.json")]
+    assert {path.stem for path in files} <= names
+
+
+# --- the checks themselves ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Chapter:
+    """A copy of the first chapter that a test may spoil."""
+    source, target = CHAPTERS[0], Chapter(CHAPTERS[0].name, tmp_path)
+    target.text.write_bytes(source.text.read_bytes())
+    target.notebook.write_bytes(source.notebook.read_bytes())
+    return target
+
+
+def edit_notebook(chapter: Chapter, change) -> None:
+    """Apply a change to the JSON of a notebook."""
+    content = json.loads(chapter.notebook.read_text())
+    change(content)
+    chapter.notebook.write_text(json.dumps(content))
+
+
+def test_check_accepts_a_fresh_pair_and_names_a_missing_notebook(copy):
+    assert chapters.check(copy) == []
+    copy.notebook.unlink()
+    assert "no notebook" in chapters.check(copy)[0]
+
+
+def test_check_finds_an_edited_text(copy):
+    text = copy.text.read_text().replace("# ", "# Edited: ", 1)
+    copy.text.write_text(text)
+    assert "cell 1 differs" in chapters.check(copy)[0]
+
+
+def test_check_finds_an_edited_notebook(copy):
+    edit_notebook(copy, lambda nb: nb["cells"][-1].update(source="edited"))
+    number = len(chapters.read_notebook(copy).cells)
+    assert f"cell {number} differs" in chapters.check(copy)[0]
+
+
+def test_check_finds_a_missing_cell(copy):
+    edit_notebook(copy, lambda nb: nb["cells"].pop())
+    number = len(chapters.read_text(copy).cells)
+    assert f"cell {number} differs" in chapters.check(copy)[0]
+
+
+@pytest.mark.parametrize("count", [None, 7])
+def test_check_finds_cells_not_executed_in_order(copy, count):
+    def spoil(notebook):
+        code = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+        code["execution_count"] = count
+
+    edit_notebook(copy, spoil)
+    assert "not all executed once and in order" in chapters.check(copy)[0]
+
+
+def test_check_finds_a_large_notebook(copy):
+    edit_notebook(copy, lambda nb: nb["metadata"].update(padding="x" * chapters.MAX_BYTES))
+    assert "at most 1,500,000 are wanted" in chapters.check(copy)[0]
+
+
+def test_check_goes_by_content_and_not_by_time(copy):
+    copy.text.touch()
+    assert chapters.check(copy) == []
+
+
+def test_chapters_are_found_by_name_and_number():
+    first = CHAPTERS[0]
+    for name in (first.name, first.name[:2], first.name[:2].lstrip("0")):
+        assert chapters.find_chapters([name]) == [first]
+    assert chapters.find_chapters([]) == chapters.find_chapters(["all"]) == CHAPTERS
+    with pytest.raises(ValueError, match=f"no chapter 99; there are {first.name}"):
+        chapters.find_chapters(["99"])
+
+
+@pytest.mark.parametrize(
+    ("printed", "reference", "agree"),
+    [
+        ("loss 0.1251", "loss 0.1250", True),  # one unit of the last decimal
+        ("loss 0.1252", "loss 0.1250", False),
+        ("1.00001e-5", "1.00002e-5", True),
+        ("1.2e-5", "1.4e-5", False),
+        ("-0.000", "0.000", True),
+        ("123456", "123457", True),  # 1e-4
+        ("51 minima", "50 minima", False),
+        ("loss 1.0", "cost 1.0", False),
+        ("1 2", "1 2 3", False),
+        ("nan", "1.0", False),
+    ],
+)
+def test_notebooks_are_compared_up_to_the_last_digits(printed, reference, agree):
+    cell: Any = SimpleNamespace(parent=SimpleNamespace(sanitize_patterns={}))
+    new, stored = (IPyNbCell.sanitize(cell, text) for text in (printed, reference))
+    assert (stored == new) == agree
+    assert (stored != new) != agree  # the operator that nbval uses
+
+
+def claim(ours: object, spread: object = 0.0, **others: object) -> dict:
+    return {"id": "a", "ours": ours, "spread": spread, **others}
+
+
+@pytest.mark.parametrize(
+    ("ours", "reference", "agrees"),
+    [
+        (claim(1.009), claim(1.0), True),  # 1 %
+        (claim(1.011), claim(1.0), False),
+        (claim(1.29), claim(1.0, spread=0.1), True),  # 3 spreads
+        (claim(1.31), claim(1.0, spread=0.1), False),
+        (claim(9.0), claim(1.0, unit="times"), True),  # speed depends on the machine
+        (claim(9.0), claim(1.0, unit="%"), False),
+        (claim([1.0, 2.0]), claim([1.0, 2.01]), True),
+        (claim([1.0, 2.0]), claim([1.0, 2.5], spread=[0.0, 0.2]), True),
+        (claim([1.0, 2.0]), claim([1.0, 2.5], spread=[0.2, 0.0]), False),
+        (claim([1.0]), claim([1.0, 2.0]), False),
+        (claim(float("nan")), claim(1.0), False),
+    ],
+)
+def test_claims_are_compared_with_their_tolerance(ours, reference, agrees):
+    assert (chapters.disagreements([ours], [reference]) == []) == agrees
+
+
+def test_a_claim_that_was_not_computed_disagrees():
+    assert chapters.disagreements([], [claim(1.0)]) == ["a: this run did not compute it"]
