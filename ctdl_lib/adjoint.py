@@ -29,7 +29,7 @@ def solve_with_adjoint(
     Raises:
         ValueError: f uses a tensor that requires grad and is not in θ.
 
-    Reference: chen2018neural, section 2 and appendix C.
+    Reference: chen2018neural, section 2.
     """
     _refuse_captured(f, t0, x, theta)
     return _Adjoint.apply(solve, f, t0, t1, times, len(x), *x, *theta)  # pyright: ignore

@@ -38,7 +38,7 @@ def hutchinson(
     One vector–Jacobian product. Independent signs ±1 have the least variance among independent
     entries: 2 Σ_{i≠j} S_ij² with S the symmetric part of ∂v/∂x.
 
-    Reference: hutchinson1989stochastic, section 2.
+    Reference: hutchinson1989stochastic.
     """
     value, pullback, *_ = vjp(v, x)
     (eps_jacobian,) = pullback(eps)

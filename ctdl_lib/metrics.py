@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 
 class Spread(NamedTuple):
@@ -20,6 +21,15 @@ def accuracy(logits: Float[Tensor, "batch classes"], label: Int[Tensor, " batch"
     """The percentage of samples whose class is recognised; one logit means class 1 where > 0."""
     predicted = predict(logits)
     return 100 * (predicted == label).float().mean().item()
+
+
+def cross_entropy(
+    logits: Float[Tensor, "batch classes"], label: Int[Tensor, " batch"]
+) -> Float[Tensor, ""]:
+    """The mean of −log(probability of the right class), by softmax; of one logit, by sigmoid."""
+    if logits.shape[1] == 1:
+        return functional.binary_cross_entropy_with_logits(logits[:, 0], label.to(logits))
+    return functional.cross_entropy(logits, label)
 
 
 def predict(logits: Float[Tensor, "batch classes"]) -> Int[Tensor, " batch"]:

@@ -21,7 +21,7 @@ class ResNet(nn.Module):
     Args of the constructor: numbers of `inputs`, `outputs`, features (`width`) and `layers`, the
     final time `horizon`, the `scale` of the initial weights; `generator` draws them.
 
-    Reference: he2016resnet, section 3; haber2017stable, section 2.
+    Reference: he2016resnet, section 3; haber2017stable.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class ResNet(nn.Module):
 def time_smoothness(theta: Float[Tensor, "layers ..."], h: float) -> Float[Tensor, ""]:
     """The value 1/(2h) Σₖ ‖θₖ₊₁ − θₖ‖², which tends to ½∫‖∂ₜθ‖² dt as the layers are refined.
 
-    Reference: haber2017stable, section 5.
+    Reference: haber2017stable.
     """
     return theta.diff(dim=0).square().sum() / (2 * h)
 
@@ -93,6 +93,44 @@ def time_smoothness(theta: Float[Tensor, "layers ..."], h: float) -> Float[Tenso
 def tikhonov(*parameters: Tensor) -> Float[Tensor, ""]:
     """The value ½ Σ ‖θ‖² over all given parameters."""
     return 0.5 * torch.stack([theta.square().sum() for theta in parameters]).sum()
+
+
+def prolongate(theta: Float[Tensor, "layers ..."], layers: int) -> Float[Tensor, "finer ..."]:
+    """The control θ(t) on a grid of `layers` layers, interpolated linearly between the nodes kh.
+
+    Beyond its last node a control is constant. What is linear in t stays as it is up to there.
+
+    Reference: haber2017stable.
+    """
+    t = torch.arange(layers, dtype=theta.dtype, device=theta.device) * len(theta) / layers
+    k = t.long()
+    s = (t - k).reshape(-1, *[1] * (theta.dim() - 1))
+    return (1 - s) * theta[k] + s * theta[(k + 1).clamp(max=len(theta) - 1)]
+
+
+class Control(nn.Module):
+    """The control θ (layers, …) as θ = L⁻ᵀφ, where LLᵀ = hI + λ DᵀD/h and D takes differences.
+
+    In φ, the penalty h/2 Σ‖θₖ‖² + λ/(2h) Σ‖θₖ₊₁ − θₖ‖² is ½‖φ‖², so that an optimizer need not
+    learn on every grid anew how rough and smooth controls differ.
+
+    Args of the constructor: the `start` θ, the step size h, and λ ≥ 0 (`smoothness`).
+    """
+
+    upper: Tensor
+
+    def __init__(self, start: Float[Tensor, "layers ..."], h: float, smoothness: float = 1.0):
+        super().__init__()
+        eye = torch.eye(len(start), dtype=start.dtype, device=start.device)
+        D = eye.diff(dim=0)
+        upper = torch.linalg.cholesky(h * eye + smoothness / h * D.T @ D).mT
+        self.register_buffer("upper", upper, persistent=False)
+        self.h, self.shape = h, start.shape
+        self.phi = nn.Parameter(upper @ start.reshape(len(start), -1))
+
+    def forward(self) -> Float[Tensor, "layers ..."]:
+        """The control θ."""
+        return torch.linalg.solve_triangular(self.upper, self.phi, upper=True).view(self.shape)
 
 
 def propagate(
@@ -107,7 +145,7 @@ def propagate(
     ∂L/∂Kₖ = qₖuₖᵀ follows for all layers in one batched product. No second derivatives: use
     `ResNet.path` for those.
 
-    Reference: haber2017stable, section 6.
+    Reference: haber2017stable.
     """
     return _Propagate.apply(u, K, b, h)
 

@@ -4,17 +4,20 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import torch
 from cycler import cycler
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from .metrics import predict
 
 # Okabe and Ito's colours, told apart with any colour vision; markers say the same again.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -79,6 +82,37 @@ def extent_of(y: Float[Tensor, "batch 2"], margin: float = 0.08) -> Extent:
     return left, right, bottom, top
 
 
+class FeaturePlane(NamedTuple):
+    """A plane in the space of features: how to project onto it, and the classes of its points."""
+
+    project: Callable[[Float[Tensor, "batch width"]], Float[Tensor, "batch 2"]]
+    classify: Classify
+
+
+def feature_plane(
+    features: Float[Tensor, "batch width"],
+    K_out: Float[Tensor, "outputs width"],
+    b_out: Float[Tensor, " outputs"],
+) -> FeaturePlane:
+    """The plane of the feature space that tells the classes of K_out u + b_out apart best.
+
+    It is spanned by the two leading right singular vectors of K_out; with a single output, by its
+    normal and the direction in which the features vary most across it. Then the classifier is
+    exact; else it holds for points whose remaining coordinates are those of the mean.
+    """
+    axes = torch.linalg.svd(K_out, full_matrices=False)[2][:2]
+    if len(axes) == 1:
+        across = features - features @ axes.T @ axes
+        principal = torch.linalg.svd(across - across.mean(0), full_matrices=False)[2][:1]
+        axes = torch.cat([axes, principal])
+    rest = features.mean(0) - features.mean(0) @ axes.T @ axes
+
+    def classify(p: Float[Tensor, "batch 2"]) -> Int[Tensor, " batch"]:
+        return predict((p.to(axes) @ axes + rest) @ K_out.T + b_out)
+
+    return FeaturePlane(lambda u: u @ axes.T, classify)
+
+
 def three_panels(
     rows: Sequence[tuple[str, Tensor, Tensor, Tensor, Classify, Classify]],
 ) -> Figure:
@@ -102,7 +136,25 @@ def three_panels(
     return fig
 
 
-def film(figures: Sequence[Figure], alt: str, *, dpi: int = 60, per_second: int = 8) -> str:
+def landscape(
+    ax: Axes,
+    a: Float[Tensor, " n"],
+    b: Float[Tensor, " m"],
+    values: Float[Tensor, "n m"],
+    minima: Bool[Tensor, "n m"],
+) -> None:
+    """Draw the logarithm of positive values on a grid, with a scale, and dots where minima are."""
+    x, y, heights = a.numpy(), b.numpy(), values.clamp(min=1e-12).log10().double()
+    # A deep hole or a high peak must not use up all colours.
+    low, high = heights.quantile(torch.tensor([0.02, 0.98]).double()).tolist()
+    levels = torch.linspace(low, high, 41).tolist()
+    drawn = ax.contourf(x, y, heights.T.numpy(), levels=levels, extend="both")
+    i, j = minima.nonzero().T.numpy()
+    ax.plot(x[i], y[j], ".", color="white", markersize=3)
+    ax.figure.colorbar(drawn, ax=ax, format="%.1f")
+
+
+def film(figures: Iterable[Figure], alt: str, *, dpi: int = 60, per_second: int = 8) -> str:
     """The figures as an HTML film with a play button and a slider, no request leaving the page.
 
     It starts at rest, so that nothing moves on a reader who did not ask for it; the figures are

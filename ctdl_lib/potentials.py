@@ -135,7 +135,7 @@ class ResNetPotential(Potential):
     Args of the constructor: the dimensions d of x and `context_dim` of y, the `width` of N, the
     number of `layers` ≥ 1, the number of rows (`rank`) of A; `generator` draws the weights.
 
-    Reference: onken2021otflow, section 3 (architecture and trace).
+    Reference: onken2021otflow.
     """
 
     def __init__(

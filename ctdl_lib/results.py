@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -73,6 +74,15 @@ class Claim:
     unit: str = ""
     because: str | None = None
 
+    @classmethod
+    def over_seeds(
+        cls, id: str, source: str, says: str, values: Sequence[float], unit: str, **others: Any
+    ) -> "Claim":
+        """The claim about the mean of `values`, one a seed, with their standard deviation."""
+        numbers = [float(value) for value in values]
+        mean, std = statistics.fmean(numbers), statistics.stdev(numbers)
+        return cls(id, source, says, mean, spread=std, seeds=len(values), unit=unit, **others)
+
     def __post_init__(self):
         if self.verdict not in VERDICTS:
             raise ValueError(f"verdict must be one of {VERDICTS}, got {self.verdict!r}")
@@ -93,7 +103,7 @@ class Store:
     executes a few steps of the same code and writes nothing.
 
     Args of the constructor: the `chapter` (its file's name), `run`, and the `folder` of all
-    results; `progress` wraps the iterator of each training, e.g. `tqdm`.
+    results; `progress(steps, total=…, desc=…)` wraps the steps of each training, as `tqdm` does.
     """
 
     def __init__(
@@ -102,7 +112,7 @@ class Store:
         run: Run,
         *,
         folder: Path = Path("results"),
-        progress: Callable[..., Iterable[Step]] = iter,
+        progress: Callable[..., Iterable[Step]] = lambda steps, total, desc: steps,
     ):
         if run not in ("saved", "train", "smoke"):
             raise ValueError(f'run must be "saved", "train" or "smoke", got {run!r}')
@@ -133,7 +143,7 @@ class Store:
         smoke = self.run == "smoke"
         steps = min(SMOKE_STEPS, settings["steps"]) if smoke else settings["steps"]
         checkpoint = None if smoke else self._checkpoint(name, settings)
-        history = list(self.progress(training(steps, checkpoint)))
+        history = list(self.progress(training(steps, checkpoint), total=steps, desc=name))
         losses = [float(f"{step.loss:.6g}") for step in history]
         record = _record(settings, {}, losses, history[-1].seconds, device)
         return record if smoke else self._save(name, record, model)
@@ -146,14 +156,24 @@ class Store:
         *,
         device: str | torch.device = "cpu",
     ) -> Record:
-        """The record of numbers that take long to compute, or that a clock has measured."""
+        """The record of numbers that take long to compute, or that a clock has measured.
+
+        With "train" they are computed once, also when the chapter is killed later and goes on.
+        """
         settings = _as_json(settings)
         if self.run == "saved":
             return self._load(name, settings, None, device)
-        started = time.monotonic()
-        numbers = _as_json(compute())
-        record = _record(settings, numbers, [], time.monotonic() - started, device)
-        return record if self.run == "smoke" else self._save(name, record, None)
+        checkpoint = self._checkpoint(name, settings)
+        if self.run == "train" and checkpoint.exists():
+            record = Record(**storage.load(checkpoint))
+        else:
+            started = time.monotonic()
+            numbers = _as_json(compute())
+            record = _record(settings, numbers, [], time.monotonic() - started, device)
+        if self.run == "smoke":
+            return record
+        storage.save(checkpoint, asdict(record))
+        return self._save(name, record, None)
 
     def claims(self, claims: Sequence[Claim]) -> str:
         """The claims as a Markdown table; with "saved" and "train" they are also stored.
@@ -180,15 +200,15 @@ class Store:
         key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
         return self.folder / self.chapter / f"{name}.{key}.checkpoint.safetensors"
 
-    def _lock(self, name: str) -> FileLock:
+    def _lock(self) -> FileLock:
         folder = self.folder / self.chapter
         folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / f".{name}.lock")
+        return FileLock(folder / ".lock")
 
     def _save(self, name: str, record: Record, model: nn.Module | None) -> Record:
         """Write weights and record as one: under a lock, and tied together by a hash."""
         record_path, weights_path = self._paths(name)
-        with self._lock(name):
+        with self._lock():
             if model is not None:
                 state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
                 data = safetensors_bytes(state)
@@ -203,7 +223,7 @@ class Store:
             try:
                 record, state = self._read(name, model is not None)
             except _TornError:  # a writer was between the two files: wait for it
-                with self._lock(name):
+                with self._lock():
                     record, state = self._read(name, model is not None)
             differing = _differences(record.settings, settings)
             if differing:
@@ -254,7 +274,7 @@ def table(claims: Sequence[Claim]) -> str:
 def _ours(claim: Claim) -> str:
     values = claim.ours if isinstance(claim.ours, list) else [claim.ours]
     text = ", ".join(_number(value) for value in values)
-    spread = "" if claim.spread is None else f" ± {_number(claim.spread)}"
+    spread = "" if claim.spread is None else f" ± {claim.spread:.2g}"
     seeds = f" ({claim.seeds} seeds)" if claim.seeds > 1 else ""
     return f"{text}{spread} {claim.unit}{seeds}".replace("  ", " ").strip()
 

@@ -18,7 +18,8 @@ LAYERS = [
     {"adjoint", "training"},
     {"integrate", "results"},
     {"potentials"},
-    {"problems", "metrics", "plotting"},
+    {"problems", "metrics"},
+    {"plotting"},
 ]
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
 FILES = sorted(p for p in ROOT.rglob("*.py") if p.name != "__init__.py")

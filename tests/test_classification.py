@@ -57,3 +57,13 @@ def test_samples_depend_on_the_seed_alone():
     assert torch.equal(ellipses(1).train.y, ellipses(1).train.y)
     assert not torch.equal(ellipses(1).train.y, ellipses(2).train.y)
     assert torch.equal(digits(1).val.label, digits(1).val.label)
+
+
+def test_settings_can_be_chosen_without_the_samples_that_judge():
+    data = digits(0)
+    inner = data.without_val(3)
+    assert len(inner.val.y) == round(0.2 * 1437)
+    assert len(inner.train.y) + len(inner.val.y) == 1437
+    joint = torch.cat([inner.train.y, inner.val.y])
+    assert torch.equal(joint.sum(0), data.train.y.sum(0))
+    assert torch.equal(inner.val.y, data.without_val(3).val.y)

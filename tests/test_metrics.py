@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from ctdl_lib.metrics import accuracy, interleaved_times, observed_orders, predict, spread
+from ctdl_lib.metrics import (
+    accuracy,
+    cross_entropy,
+    interleaved_times,
+    observed_orders,
+    predict,
+    spread,
+)
 
 
 def test_accuracy_counts_what_is_recognised():
@@ -30,3 +37,11 @@ def test_contenders_run_by_turns():
     assert order == ["a", "b"] * 4
     assert set(times) == {"a", "b"}
     assert all(seconds >= 0 for seconds in times.values())
+
+
+def test_cross_entropy_of_one_logit_is_that_of_two():
+    logit, label = torch.randn(6, 1), torch.tensor([0, 1, 1, 0, 1, 0])
+    two = torch.cat([torch.zeros(6, 1), logit], 1)
+    by_hand = -(two.softmax(1)[torch.arange(6), label]).log().mean()
+    assert torch.allclose(cross_entropy(logit, label), by_hand)
+    assert torch.allclose(cross_entropy(two, label), by_hand)

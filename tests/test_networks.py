@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from ctdl_lib.integrate import integrate
-from ctdl_lib.networks import ResNet, propagate, tikhonov, time_smoothness
+from ctdl_lib.networks import (
+    Control,
+    ResNet,
+    prolongate,
+    propagate,
+    tikhonov,
+    time_smoothness,
+)
 
 
 def gradients(net, output):
@@ -85,3 +92,23 @@ def test_tikhonov_sums_over_all_parameters():
 def test_sizes_below_one_are_refused():
     with pytest.raises(ValueError, match="layers=0"):
         ResNet(2, 1, width=3, layers=0)
+
+
+def test_prolongation_reproduces_linear_controls_and_keeps_the_nodes():
+    t = torch.arange(8) / 8
+    theta = torch.stack([2 * t - 1, 3 * t], 1)
+    finer = prolongate(theta, 24)
+    assert torch.equal(finer[::3], theta)
+    s = torch.arange(22) / 24  # up to the last node
+    assert torch.allclose(finer[:22], torch.stack([2 * s - 1, 3 * s], 1))
+    assert torch.equal(finer[22:], theta[-1:].expand(2, 2))
+    assert torch.equal(prolongate(theta, 8), theta)
+
+
+@pytest.mark.parametrize("smoothness", [0.0, 1.0, 3.0])
+def test_a_control_is_its_start_and_its_penalty_is_round(smoothness):
+    theta, h = torch.randn(6, 3, 4), 0.25
+    control = Control(theta, h, smoothness)
+    assert torch.allclose(control(), theta)
+    penalty = h * tikhonov(theta) + smoothness * time_smoothness(theta, h)
+    assert torch.allclose(0.5 * control.phi.square().sum(), penalty)

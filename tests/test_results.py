@@ -60,7 +60,8 @@ def test_smoke_runs_the_same_code_and_leaves_nothing(tmp_path):
 def test_progress_wraps_the_steps(tmp_path):
     seen = []
 
-    def progress(steps):
+    def progress(steps, total, desc):
+        assert (total, desc) == (5, "net")
         for step in steps:
             seen.append(step.index)
             yield step
@@ -96,6 +97,15 @@ def test_the_checkpoint_stays_until_the_chapter_has_ended(tmp_path):
     assert not checkpoint.exists()
 
 
+def test_numbers_are_not_measured_again_before_the_chapter_has_ended(tmp_path):
+    store = Store("chapter", "train", folder=tmp_path)
+    first = store.measure("m", {"n": 3}, lambda: {"a": 1})
+    assert store.measure("m", {"n": 3}, lambda: {"a": 2}) == first
+    assert store.measure("m", {"n": 4}, lambda: {"a": 2}).numbers == {"a": 2}
+    store.claims([])
+    assert store.measure("m", {"n": 3}, lambda: {"a": 2}).numbers == {"a": 2}
+
+
 def test_claims_are_stored_as_data_and_shown_as_a_table(tmp_path):
     claim = Claim(
         id="a.b",
@@ -114,6 +124,11 @@ def test_claims_are_stored_as_data_and_shown_as_a_table(tmp_path):
     assert row["ours"] == 99.25
     assert "99.25 ± 0.5 % (5 seeds)" in shown
     assert table([claim]) == shown
+
+
+def test_a_claim_over_seeds_has_their_mean_and_deviation():
+    claim = Claim.over_seeds("a", "talk", "it works", [1, 2, 4], "%", verdict="reproduced")
+    assert (claim.ours, claim.spread, claim.seeds) == (2.333, 1.528, 3)
 
 
 # ------------------------------------------------------------------------------- faults

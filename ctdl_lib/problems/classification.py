@@ -30,6 +30,16 @@ class Classification:
     train: Samples
     val: Samples
 
+    def without_val(self, seed: int, *, fraction: float = 0.2) -> "Classification":
+        """The problem of the training samples alone, a `fraction` of them kept as new `val`.
+
+        Settings chosen on it have not seen the old `val`, which can then judge them.
+        """
+        rows = torch.randperm(len(self.train.y), generator=torch.Generator().manual_seed(seed))
+        n = round(fraction * len(rows))
+        val, train = (Samples(self.train.y[r], self.train.label[r]) for r in (rows[:n], rows[n:]))
+        return Classification(self.name, self.classes, train, val)
+
 
 def ellipses(seed: int, *, train: int = 1000, val: int = 200) -> Classification:
     """The points (r cos φ, 0.4 r sin φ), class 1 where r < 1 and class 0 where 1 < r < 2.
