@@ -154,7 +154,7 @@ def landscape(
     ax.figure.colorbar(drawn, ax=ax, format="%.1f")
 
 
-def film(figures: Iterable[Figure], alt: str, *, dpi: int = 60, per_second: int = 8) -> str:
+def film(figures: Iterable[Figure], alt: str, *, dpi: int = 75, per_second: int = 8) -> str:
     """The figures as an HTML film with a play button and a slider, no request leaving the page.
 
     It starts at rest, so that nothing moves on a reader who did not ask for it; the figures are

@@ -76,7 +76,13 @@ class Claim:
 
     @classmethod
     def over_seeds(
-        cls, id: str, source: str, says: str, values: Sequence[float], unit: str, **others: Any
+        cls,
+        id: str,
+        source: str,
+        says: str,
+        values: Sequence[float],
+        unit: str = "%",
+        **others: Any,
     ) -> "Claim":
         """The claim about the mean of `values`, one a seed, with their standard deviation."""
         numbers = [float(value) for value in values]
@@ -262,25 +268,24 @@ class _TornError(ResultError):
 
 def table(claims: Sequence[Claim]) -> str:
     """The claims as a Markdown table."""
-    head = "| claim | says | published | ours | verdict |\n|---|---|---:|---:|---|"
+    head = "| claim | published | ours | seeds | verdict |\n|---|---:|---:|---:|---|"
     rows = [
-        f"| `{c.id}` | {c.says} ({c.source}) | {_number(c.published)} | {_ours(c)} |"
-        f" {_verdict(c)} |"
+        f"| {_said(c)} | {_number(c.published)} | {_ours(c)} | {c.seeds} | *{c.verdict}* |"
         for c in claims
     ]
     return "\n".join([head, *rows])
+
+
+def _said(claim: Claim) -> str:
+    because = f"<br>*{claim.verdict}, because {claim.because}*" if claim.because else ""
+    return f"{claim.says} ({claim.source})<br>`{claim.id}`{because}"
 
 
 def _ours(claim: Claim) -> str:
     values = claim.ours if isinstance(claim.ours, list) else [claim.ours]
     text = ", ".join(_number(value) for value in values)
     spread = "" if claim.spread is None else f" ± {claim.spread:.2g}"
-    seeds = f" ({claim.seeds} seeds)" if claim.seeds > 1 else ""
-    return f"{text}{spread} {claim.unit}{seeds}".replace("  ", " ").strip()
-
-
-def _verdict(claim: Claim) -> str:
-    return f"*{claim.verdict}*" + (f", because {claim.because}" if claim.because else "")
+    return f"{text}{spread} {claim.unit}".strip()
 
 
 def _rounded(value):

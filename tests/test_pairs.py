@@ -18,6 +18,7 @@ from ctdl_lib.results import Claim
 
 CHAPTERS = chapters.all_chapters()
 MAX_LINES = 400
+MAX_COLUMNS = 88  # what a page shows without scrolling
 CLAIM_KEYS = {field.name for field in fields(Claim)}
 
 each_chapter = pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.name)
@@ -89,6 +90,16 @@ def test_chapter_is_short(chapter):
     """What a reader reads: prose and code, without blank lines and options of cells."""
     cells = chapters.read_text(chapter).cells
     assert sum(bool(line.strip()) for c in cells for line in c.source.splitlines()) <= MAX_LINES
+
+
+@each_chapter
+def test_code_fits_on_the_page(chapter):
+    lines = [
+        line
+        for cell in chapters.code_cells(chapters.read_text(chapter))
+        for line in cell.source.splitlines()
+    ]
+    assert [line for line in lines if len(line) > MAX_COLUMNS] == []
 
 
 @each_chapter

@@ -122,7 +122,7 @@ def test_claims_are_stored_as_data_and_shown_as_a_table(tmp_path):
     (row,) = json.loads((tmp_path / "claims" / "chapter.json").read_text())
     assert set(row) == {field.name for field in dataclasses.fields(Claim)}
     assert row["ours"] == 99.25
-    assert "99.25 ± 0.5 % (5 seeds)" in shown
+    assert "| 98 | 99.25 ± 0.5 % | 5 | *improved* |" in shown
     assert table([claim]) == shown
 
 
