@@ -67,13 +67,13 @@ def integrate(
     method = _checked_method(steps, tol, method, backprop)
     x = state if isinstance(state, tuple) else (state,)
     _check_state(x, method)
+    t0, t1 = float(t0), float(t1)
     times = _checked_times(t0, t1, save_at)
     g = OnTuples(f, state, Statistics() if statistics is None else statistics)
     if steps is not None:
         solve = _Fixed(method, abs(t1 - t0) / steps, backprop == "recompute")
     else:
         solve = _Adaptive(method, tol or 0.0, max_steps)
-    t0, t1 = float(t0), float(t1)
     if backprop == "adjoint" and torch.is_grad_enabled():
         path = solve_with_adjoint(solve, g, x, t0, t1, times, parameters_of(f, parameters))
     else:
@@ -258,7 +258,6 @@ def _check_state(x: tuple[Any, ...], method: str) -> None:
 
 
 def _checked_times(t0: float, t1: float, save_at: Sequence[float] | Tensor | None) -> list[float]:
-    t0, t1 = float(t0), float(t1)
     if not (math.isfinite(t0) and math.isfinite(t1)):
         raise ValueError(f"t0 and t1 must be finite, got {t0} and {t1}")
     if t0 == t1:

@@ -141,6 +141,29 @@ def test_search_finds_the_adjoint(page):
     assert page.locator("#search-results li a").count() >= 1
 
 
+def test_the_film_rests_until_it_is_played(page):
+    visit(page, "book/01_resnets")
+    slider, button = page.locator("[id^=film] input"), page.locator("[id^=film] button")
+    picture = page.locator("[id^=film] img")
+    first = picture.get_attribute("src")
+    assert slider.input_value() == "0"
+    button.click()
+    page.wait_for_function("() => +document.querySelector('[id^=film] input').value >= 3")
+    button.click()
+    assert picture.get_attribute("src") != first
+    slider.fill("0")
+    assert picture.get_attribute("src") == first
+
+
+def test_solutions_are_collapsed_until_asked_for(page):
+    visit(page, "book/01_resnets")
+    solution = page.locator(".solution").first
+    output = solution.locator(".cell_output").first
+    assert not output.is_visible()
+    solution.locator("button").first.click()
+    assert output.is_visible()
+
+
 # --- the files ----------------------------------------------------------------------------------
 
 
@@ -173,6 +196,14 @@ def test_internal_links_lead_somewhere(site, name):
         ):
             broken.append(link)
     assert broken == []
+
+
+def test_the_scoreboard_shows_every_claim_and_what_the_results_cost(site):
+    text = BeautifulSoup((site / "book/scoreboard.html").read_text("utf-8"), "html.parser").text
+    for chapter in chapters.all_chapters():
+        assert [claim["id"] for claim in chapter.claims if claim["id"] not in text] == []
+        assert chapter.execution["processor"] in text
+    assert "stored results took" in text
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

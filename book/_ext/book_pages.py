@@ -1,5 +1,6 @@
 """What the book needs from Sphinx: a scoreboard, repository links, pages without faults."""
 
+import json
 import os
 import re
 import sys
@@ -14,7 +15,7 @@ from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 
-from ctdl_lib.results import Claim, table
+from ctdl_lib.results import Claim, Record, table
 
 # chapters.py is a script beside the chapters, not an installed module.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -44,14 +45,25 @@ class Scoreboard(SphinxDirective):
 
 
 def execution_line(chapter: Chapter) -> str:
-    """The link to the chapter, and on what its outputs were computed."""
+    """The link to the chapter, and how long its outputs and its fits took on which machine."""
     link = f"{{doc}}`Open the chapter </book/{chapter.name}>`."
     if not (record := chapter.execution):
         return link
     return (
         f"{link} Executed in {record['seconds']:.0f} s on {record['date']}: {record['processor']}, "
-        f"Python {record['python']}, torch {record['torch']}."
+        f"Python {record['python']}, torch {record['torch']}. {training_line(chapter)}"
     )
+
+
+def training_line(chapter: Chapter) -> str:
+    """What its stored results cost."""
+    files = sorted((BOOK / "results" / chapter.name).glob("*.json"))
+    records = [Record(**json.loads(path.read_text("utf-8"))) for path in files]
+    if not records:
+        return ""
+    minutes = sum(record.seconds for record in records) / 60
+    on = ", ".join(sorted({f"{record.hardware} ({record.date})" for record in records}))
+    return f"Its {len(records)} stored results took {minutes:.1f} minutes on {on}."
 
 
 def claims_table(rows: list[dict[str, Any]]) -> list[str]:
@@ -64,11 +76,7 @@ def claims_table(rows: list[dict[str, Any]]) -> list[str]:
 def result_files(root: Path) -> list[str]:
     """What the scoreboard is made from, as Sphinx writes dependencies: relative to the root."""
     found = (BOOK / "results").glob("*/*.json")
-    return sorted(
-        path.relative_to(root).as_posix()
-        for path in found
-        if path.parent.name in ("claims", "executions")
-    )
+    return sorted(path.relative_to(root).as_posix() for path in found)
 
 
 def new_results(
