@@ -8,21 +8,14 @@ from jaxtyping import install_import_hook
 install_import_hook("ctdl_lib", "typechecker.check")
 
 
-def pytest_addoption(parser):
-    parser.addoption("--device", default="cpu", help="where the library's tests run")
-    parser.addoption("--dtype", default="float64", choices=["float32", "float64"])
-
-
 @pytest.fixture(autouse=True)
-def _defaults(request):
-    """The chosen dtype and device by default, one thread, and torch's own seed for its modules."""
-    dtype, device = torch.get_default_dtype(), torch.get_default_device()
-    torch.set_default_dtype(getattr(torch, request.config.getoption("--dtype")))
-    torch.set_default_device(request.config.getoption("--device"))
+def _defaults():
+    """Double precision by default, and torch's own seed for its modules."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(dtype)
-    torch.set_default_device(device)
 
 
 @pytest.fixture
