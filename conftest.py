@@ -35,8 +35,8 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 def pytest_collectstart(collector: pytest.Collector) -> None:
     """Tell nbval what not to compare.
 
-    An animation's HTML has random ids, an SVG has the date, and warnings (stderr) change with each
-    release of a library.
+    The pictures in a film's HTML differ between machines, an SVG has the date, and warnings
+    (stderr) change with each release of a library.
     """
     if isinstance(collector, IPyNbFile):
         skipped = (*collector.skip_compare, "text/html", "image/svg+xml", "stderr")

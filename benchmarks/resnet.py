@@ -33,7 +33,7 @@ def contenders(layers: int, width: int, batch: int):
         net.zero_grad()
         u = y @ net.K_in.T
         for K, b in zip(net.K, net.b, strict=True):
-            u = u + net.h * torch.tanh(torch.addmm(b, u, K.T))
+            u = torch.add(u, torch.tanh(torch.addmm(b, u, K.T)), alpha=net.h)
         (u @ net.K_out.T + net.b_out).square().mean().backward()
 
     return {"by hand": by_hand, "autograd": autograd}

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import platform
-import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from . import storage
+from .metrics import spread
 from .training import Step
 
 Run = Literal["saved", "train", "smoke"]
@@ -85,8 +85,7 @@ class Claim:
         **others: Any,
     ) -> "Claim":
         """The claim about the mean of `values`, one a seed, with their standard deviation."""
-        numbers = [float(value) for value in values]
-        mean, std = statistics.fmean(numbers), statistics.stdev(numbers)
+        mean, std = spread([float(value) for value in values])
         return cls(id, source, says, mean, spread=std, seeds=len(values), unit=unit, **others)
 
     def __post_init__(self):
@@ -284,8 +283,8 @@ def _said(claim: Claim) -> str:
 def _ours(claim: Claim) -> str:
     values = claim.ours if isinstance(claim.ours, list) else [claim.ours]
     text = ", ".join(_number(value) for value in values)
-    spread = "" if claim.spread is None else f" ± {claim.spread:.2g}"
-    return f"{text}{spread} {claim.unit}".strip()
+    deviation = "" if claim.spread is None else f" ± {claim.spread:.2g}"
+    return f"{text}{deviation} {claim.unit}".strip()
 
 
 def _rounded(value):

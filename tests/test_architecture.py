@@ -14,12 +14,11 @@ import ctdl_lib
 ROOT = Path(ctdl_lib.__file__).parent
 # imports go only downwards: a module imports from the lines above its own
 LAYERS = [
-    {"calculus", "landscape", "networks", "stepping", "storage"},
+    {"calculus", "landscape", "metrics", "networks", "stepping", "storage"},
     {"adjoint", "training"},
     {"integrate", "results"},
     {"potentials"},
-    {"problems", "metrics"},
-    {"plotting"},
+    {"problems", "plotting"},
 ]
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
 FILES = sorted(p for p in ROOT.rglob("*.py") if p.name != "__init__.py")
