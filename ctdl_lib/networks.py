@@ -1,6 +1,8 @@
 """Networks whose layers are the steps of a differential equation."""
 
+import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,21 +10,37 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .architectures import EULER, PLAIN, RESNET, Architecture, State
+
+NO_INVERSE = (
+    "to go backward, layers must have an inverse: choose a Hamiltonian, leapfrog or midpoint"
+    " architecture"
+)
+
 
 class ResNet(nn.Module):
-    """The network F(y) = K_out u_N + b_out with u₀ = K_in y, uₖ₊₁ = uₖ + h tanh(Kₖuₖ + bₖ).
+    """The network F(y) = K_out u_N + b_out whose features start as u₀ = K_in y.
 
-    Its layers are forward Euler steps of size h = horizon/layers for ∂ₜu = tanh(K(t)u + b(t)).
-    At first, K_in embeds the input (ones on the diagonal, zeros elsewhere), and every layer has the
-    same weights, drawn from N(0, scale²): K and b are constant in time whatever the number of
-    layers. Without `skip`, uₖ₊₁ = tanh(Kₖuₖ + bₖ), and every layer starts with weights of its own,
-    drawn from N(0, (5/3)²/width), the usual choice for tanh.
+    Its layers uₖ ↦ uₖ₊₁ are those of an `architecture`; by default they are forward Euler steps of
+    size h = horizon/layers for ∂ₜu = tanh(K(t)u + b(t)). At first, K_in embeds the input (ones on
+    the diagonal, zeros elsewhere), and every layer has the same weights, drawn from N(0, scale²):
+    K and b are constant in time whatever the number of layers. The layers uₖ₊₁ = tanh(Kₖuₖ + bₖ) of
+    `architectures.PLAIN` start with weights of their own, drawn from N(0, (5/3)²/width), the usual
+    choice for tanh.
 
     Args of the constructor: numbers of `inputs`, `outputs`, features (`width`) and `layers`, the
-    final time `horizon`, the `scale` of the initial weights; `generator` draws them.
+    final time `horizon`, the `scale` of the initial weights; `generator` draws them. With `reverse`
+    the backward pass computes the features anew by inverting the layers, instead of storing them.
 
-    Reference: he2016resnet, section 3; haber2017stable.
+    Raises:
+        ValueError: a size is too small, odd where it must be even, or `reverse` is asked of an
+            architecture that has no inverse.
+
+    Reference: he2016resnet, section 3; haber2017stable; chang2018reversible.
     """
+
+    K: nn.Parameter
+    b: nn.Parameter
 
     def __init__(
         self,
@@ -31,24 +49,32 @@ class ResNet(nn.Module):
         *,
         width: int,
         layers: int,
+        architecture: Architecture = RESNET,
         horizon: float = 1.0,
         scale: float = 0.1,
-        skip: bool = True,
+        reverse: bool = False,
         generator: torch.Generator | None = None,
     ):
         super().__init__()
         if min(inputs, outputs, width, layers) < 1:
             raise ValueError(f"{inputs=}, {outputs=}, {width=} and {layers=} must be at least 1")
-        self.skip, self.horizon, self.h = skip, horizon, horizon / layers
+        if reverse and architecture.scheme.inverse is None:
+            raise ValueError(NO_INVERSE)
+        self.architecture, self.reverse = architecture, reverse
+        self.horizon, self.h = horizon, horizon / layers
+        plain = architecture is PLAIN
 
         def normal(std: float, *shape: int) -> Tensor:
             return std * torch.randn(shape, generator=generator)
 
         self.K_in = nn.Parameter(torch.eye(width, inputs))
-        distinct = 1 if skip else layers
-        K = normal(scale if skip else 5 / 3 / math.sqrt(width), distinct, width, width)
-        self.K = nn.Parameter(K.repeat(layers // distinct, 1, 1))
-        self.b = nn.Parameter(torch.zeros(layers, width))
+        shapes = architecture.shapes(width)
+        K = normal(
+            5 / 3 / math.sqrt(width) if plain else scale, layers if plain else 1, *shapes["K"]
+        )
+        self.K = nn.Parameter(K if plain else K.repeat(layers, *[1] * len(shapes["K"])))
+        for name in list(shapes)[1:]:
+            self.register_parameter(name, nn.Parameter(torch.zeros(layers, *shapes[name])))
         self.K_out = nn.Parameter(normal(0.1, outputs, width))
         self.b_out = nn.Parameter(torch.zeros(outputs))
 
@@ -57,29 +83,80 @@ class ResNet(nn.Module):
         """The number N of layers."""
         return len(self.K)
 
+    @property
+    def theta(self) -> tuple[Tensor, ...]:
+        """The weights of all layers: K, b, and what else the architecture has."""
+        return tuple(getattr(self, name) for name in self.architecture.shapes(len(self.K_in)))
+
     def forward(self, y: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:
         """The logits K_out u_N + b_out."""
         return self.features(y) @ self.K_out.T + self.b_out
 
     def features(self, y: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch width"]:
         """The propagated features u_N."""
-        if self.skip:
-            return propagate(y @ self.K_in.T, self.K, self.b, self.h)
-        return self.path(y)[-1]
+        f, scheme = self.architecture.field, self.architecture.scheme
+        if scheme is EULER and f.matrix is not None:
+            return propagate(y @ self.K_in.T, f.matrix(self.K), self.b, self.h)
+        if self.reverse:
+            state = _Reversible.apply(self.architecture, self.h, *self.start(y), *self.theta)
+        else:
+            for state in self.states(y):  # noqa: B007
+                pass
+        return scheme.end(state)
 
     def path(self, y: Float[Tensor, "batch inputs"]) -> Float[Tensor, "nodes batch width"]:
         """The features u₀, …, u_N of all layers, stacked."""
-        u = [y @ self.K_in.T]
-        for K, b in zip(self.K, self.b, strict=True):
-            s = torch.tanh(torch.addmm(b, u[-1], K.T))
-            u.append(u[-1] + self.h * s if self.skip else s)
-        return torch.stack(u)
+        return torch.stack([self.architecture.scheme.end(state) for state in self.states(y)])
+
+    def start(self, y: Float[Tensor, "batch inputs"]) -> State:
+        """The state that the architecture makes of K_in y."""
+        first = tuple(w[0] for w in self.theta)
+        return self.architecture.scheme.start(
+            self.architecture.field, y @ self.K_in.T, self.h, first
+        )
+
+    def states(self, y: Float[Tensor, "batch inputs"]) -> Iterator[State]:
+        """The states of all layers, from the first on, one by one."""
+        f, step, state = self.architecture.field, self.architecture.scheme.step, self.start(y)
+        yield state
+        for theta in zip(*(w.unbind() for w in self.theta), strict=True):
+            state = step(f, state, self.h, theta)
+            yield state
+
+    def reversed_states(self, state: State) -> Iterator[State]:
+        """The states of all layers, from the last back to the first, by inverting the layers."""
+        f, inverse = self.architecture.field, self.architecture.scheme.inverse
+        if inverse is None:
+            raise ValueError(NO_INVERSE)
+        yield state
+        for theta in zip(*(w.unbind()[::-1] for w in self.theta), strict=True):
+            state = inverse(f, state, self.h, theta)
+            yield state
 
     def velocity(self, t: Any, u: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
-        """The velocity tanh(K(t)u + b(t)) with weights piecewise constant in time."""
+        """The velocity ∂ₜu with weights piecewise constant in time, e.g. tanh(K(t)u + b(t))."""
         # Nodes tₖ = k h carry round-off; a millionth of a layer puts each into its own layer.
         k = min(int(float(t) / self.h + 1e-6), self.layers - 1)
-        return torch.tanh(torch.addmm(self.b[k], u, self.K[k].T))
+        return self.architecture.field(u, self.K[k], self.b[k])
+
+    def refined(self, layers: int) -> "ResNet":
+        """The network with the same control on a finer grid of N, 2N, 4N, … `layers`.
+
+        Raises:
+            ValueError: `layers` is no such number.
+        """
+        doublings = math.log2(layers / self.layers) if layers >= 1 else -1.0
+        if doublings < 0 or not doublings.is_integer():
+            raise ValueError(
+                f"layers={layers} must be the coarse {self.layers} times a power of two: take"
+                f" {self.layers * 2 ** max(1, round(doublings))}"
+            )
+        finer = copy.deepcopy(self)
+        finer.h = self.horizon / layers
+        for name in self.architecture.shapes(len(self.K_in)):
+            theta = prolongate(getattr(self, name).detach(), layers)
+            setattr(finer, name, nn.Parameter(theta))
+        return finer
 
 
 def time_smoothness(theta: Float[Tensor, "layers ..."], h: float) -> Float[Tensor, ""]:
@@ -183,3 +260,35 @@ class _Propagate(torch.autograd.Function):
             qk.mul_(p)
             p.addmm_(Kk, qk)
         return p.T, torch.bmm(q, states[:-1].mT), q.sum(-1), None
+
+
+class _Reversible(torch.autograd.Function):
+    """All layers of an invertible architecture; only the last state is kept for the way back."""
+
+    @staticmethod
+    def forward(ctx, architecture, h, *tensors):
+        n = len(tensors) - len(architecture.shapes(2))
+        state, theta = tensors[:n], tensors[n:]
+        for layer in zip(*(w.unbind() for w in theta), strict=True):
+            state = architecture.scheme.step(architecture.field, state, h, layer)
+        ctx.save_for_backward(*state, *theta)
+        ctx.architecture, ctx.h, ctx.n = architecture, h, n
+        return state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        f, scheme, n = ctx.architecture.field, ctx.architecture.scheme, ctx.n
+        state, theta = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        gradients = tuple(torch.empty_like(w) for w in theta)
+        for k in reversed(range(len(theta[0]))):
+            layer = tuple(w[k] for w in theta)
+            state = scheme.inverse(f, state, ctx.h, layer)
+            with torch.enable_grad():
+                inputs = tuple(x.detach().requires_grad_() for x in (*state, *layer))
+                following = scheme.step(f, inputs[:n], ctx.h, inputs[n:])
+            pulled = torch.autograd.grad(following, inputs, grads)
+            grads = pulled[:n]
+            for gradient, new in zip(gradients, pulled[n:], strict=True):
+                gradient[k] = new
+        return None, None, *grads, *gradients

@@ -14,10 +14,11 @@ import ctdl_lib
 ROOT = Path(ctdl_lib.__file__).parent
 # imports go only downwards: a module imports from the lines above its own
 LAYERS = [
-    {"calculus", "landscape", "metrics", "networks", "stepping", "storage"},
-    {"adjoint", "training"},
+    {"architectures", "calculus", "landscape", "metrics", "stepping", "storage"},
+    {"adjoint", "networks", "training"},
     {"integrate", "results"},
     {"potentials"},
+    {"advection", "invertible", "pontryagin", "robustness", "varpro"},
     {"problems", "plotting"},
 ]
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}

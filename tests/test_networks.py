@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from ctdl_lib.architectures import PLAIN
 from ctdl_lib.integrate import integrate
 from ctdl_lib.networks import (
     Control,
@@ -57,7 +58,7 @@ def test_the_network_is_forward_euler(layers):
 
 
 def test_without_skips_it_is_a_plain_network():
-    net = ResNet(2, 1, width=3, layers=4, skip=False)
+    net = ResNet(2, 1, width=3, layers=4, architecture=PLAIN)
     y = torch.randn(5, 2)
     u = y @ net.K_in.T
     for K, b in zip(net.K, net.b, strict=True):
