@@ -96,18 +96,24 @@ class _Fixed:
         method = "midpoint" if self.method == "verlet" and len(x) != 2 else self.method
         nodes = self.nodes(t0, t1)
         wanted = _in_steps(times, t0, t1, len(nodes) - 1)
-        start, saved = x, [x] if wanted[0] == 0 else []
+        start, saved, slope = x, [x] if wanted[0] == 0 else [], None
         for k, (t, t_next) in enumerate(pairwise(nodes)):
+            between = [s - k for s in wanted if k < s < k + 1]
+            h = t_next - t
+            if between:  # the slope at the end is also the first stage of the next step
+                slope = slope or self.remember(f, t, x)
+                end = self.remember(step, method, f, t, h, x, slope)
+                following = self.remember(f, t_next, end)
+                saved += [hermite(h, x, end, slope, following, s) for s in between]
+                slope = following
+            else:
+                end, slope = self.remember(step, method, f, t, h, x, slope), None
+            f.statistics.accepted += 1
+            x = end
+            if k + 1 in wanted:
+                saved.append(x)
             if len(saved) == len(wanted):
                 break
-            end = self.remember(step, method, f, t, t_next - t, x)
-            f.statistics.accepted += 1
-            for s in wanted[len(saved) :]:
-                if s == k + 1:
-                    saved.append(end)
-                elif s < k + 1:
-                    saved.append(self.remember(hermite, f, t, t_next - t, x, end, s - k))
-            x = end
         if not _finite(x):
             raise IntegrationError(_blame(method, f, start, nodes))
         return tuple(torch.stack(parts) for parts in zip(*saved, strict=True))

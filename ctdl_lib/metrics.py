@@ -7,7 +7,10 @@ from typing import NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 class Spread(NamedTuple):
@@ -67,3 +70,33 @@ def interleaved_times(
             run()
             best[name] = min(best[name], time.perf_counter() - started)
     return best
+
+
+def retained_bytes(compute: Callable[[], object]) -> int:
+    """The bytes of all tensors made by `compute` that are still alive when it has returned.
+
+    For a forward pass they are its result and what is stored for the way back, wherever it is kept.
+    """
+    with _Storages() as made:
+        result = compute()
+    alive = sum(size for reference, size in made.sizes.values() if not reference.expired())
+    del result
+    return alive
+
+
+class _Storages(TorchDispatchMode):
+    """The storages of all tensors that are made inside of the context, with their sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        known = {x.untyped_storage()._cdata for x in tree_leaves(args) if isinstance(x, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor) and x.untyped_storage()._cdata not in known:
+                storage = x.untyped_storage()
+                # a weak reference keeps the identity from being used again
+                self.sizes[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        return result

@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -157,6 +158,43 @@ class ResNet(nn.Module):
             theta = prolongate(getattr(self, name).detach(), layers)
             setattr(finer, name, nn.Parameter(theta))
         return finer
+
+
+class MLP(nn.Module):
+    """The velocity v(t, x) = W_L a(⋯ a(W₁(x, t) + b₁) ⋯) + b_L, with time as one more input.
+
+    Args of the constructor: the dimension `d` of x, `width` and number `hidden` of the hidden
+    layers, the `activation` a; without `time` the velocity does not depend on t. Weights and biases
+    are uniform in ±1/√(number of inputs), drawn by `generator`.
+    """
+
+    def __init__(
+        self,
+        d: int,
+        *,
+        width: int,
+        hidden: int = 2,
+        activation: Callable[[Tensor], Tensor] = torch.tanh,
+        time: bool = True,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        self.activation, self.time = activation, time
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        sizes = [d + time, *[width] * hidden, d]
+        for n, m in pairwise(sizes):
+            bound = 1 / math.sqrt(n)
+            for parameters, shape in ((self.weights, (m, n)), (self.biases, (m,))):
+                parameters.append((2 * torch.rand(shape, generator=generator) - 1) * bound)
+
+    def forward(self, t: Any, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """The velocity at time t, a number or a tensor of one element."""
+        if self.time:
+            t = torch.as_tensor(t, dtype=x.dtype, device=x.device).reshape(1, 1)
+            x = torch.cat([x, t.expand(len(x), 1)], 1)
+        for i, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.addmm(b, self.activation(x) if i else x, W.T)
+        return x
 
 
 def time_smoothness(theta: Float[Tensor, "layers ..."], h: float) -> Float[Tensor, ""]:

@@ -73,22 +73,27 @@ class OnTuples:
         return slope
 
 
-def step(method: str, f: Velocity, t: float, h: float, x: Tensors) -> Tensors:
-    """The state one step of size h after x(t), by one of METHODS."""
-    return _verlet(f, t, h, x) if method == "verlet" else _runge_kutta(TABLEAUS[method], f, t, h, x)
+def step(
+    method: str, f: Velocity, t: float, h: float, x: Tensors, slope: Tensors | None = None
+) -> Tensors:
+    """The state one step of size h after x(t), by one of METHODS; `slope` is f(t, x), if known."""
+    if method == "verlet":
+        return _verlet(f, t, h, x)
+    return _runge_kutta(TABLEAUS[method], f, t, h, x, slope)
 
 
-def hermite(f: Velocity, t: float, h: float, x: Tensors, end: Tensors, s: float) -> Tensors:
+def hermite(
+    h: float, x: Tensors, end: Tensors, slope: Tensors, end_slope: Tensors, s: float
+) -> Tensors:
     """The cubic with the values and slopes of both ends of a step, at t + s h (error O(h⁴)).
 
     Reference: hairer1993solving, chapter II.6.
     """
-    k0, k1 = f(t, x), f(t + h, end)
     value0, value1 = (1 + 2 * s) * (1 - s) ** 2, s * s * (3 - 2 * s)
     slope0, slope1 = h * s * (1 - s) ** 2, h * s * s * (s - 1)
     return tuple(
         value0 * a + value1 * b + slope0 * ka + slope1 * kb
-        for a, b, ka, kb in zip(x, end, k0, k1, strict=True)
+        for a, b, ka, kb in zip(x, end, slope, end_slope, strict=True)
     )
 
 
@@ -100,9 +105,11 @@ def _advance(x: Tensors, h: float, weights: Sequence[float], slopes: Sequence[Te
     return x
 
 
-def _runge_kutta(tableau: Tableau, f: Velocity, t: float, h: float, x: Tensors) -> Tensors:
-    slopes: list[Tensors] = []
-    for c, row in zip(tableau.c, tableau.a, strict=True):
+def _runge_kutta(
+    tableau: Tableau, f: Velocity, t: float, h: float, x: Tensors, slope: Tensors | None
+) -> Tensors:
+    slopes = [] if slope is None else [slope]
+    for c, row in list(zip(tableau.c, tableau.a, strict=True))[len(slopes) :]:
         slopes.append(f(t + c * h, _advance(x, h, row, slopes)))
     return _advance(x, h, tableau.b, slopes)
 

@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ctdl_lib.problems.classification import digits, ellipses, peaks, peaks_of, swiss_roll
+from ctdl_lib.problems.classification import annuli, digits, ellipses, peaks, peaks_of, swiss_roll
 
 
 def test_ellipses_lie_in_their_ellipses():
@@ -67,3 +67,12 @@ def test_settings_can_be_chosen_without_the_samples_that_judge():
     joint = torch.cat([inner.train.y, inner.val.y])
     assert torch.equal(joint.sum(0), data.train.y.sum(0))
     assert torch.equal(inner.val.y, data.without_val(3).val.y)
+
+
+def test_annuli_leave_a_gap_between_the_classes():
+    data = annuli(3)
+    for (y, label), counts in ((data.train, (1500, 500)), (data.val, (300, 100))):
+        r = y.norm(dim=1)
+        assert tuple(label.bincount().tolist()) == counts
+        assert float(r[label == 1].max()) <= 0.5
+        assert 1.0 <= float(r[label == 0].min()) <= float(r.max()) <= 1.5

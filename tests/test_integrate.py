@@ -488,3 +488,12 @@ def test_bad_noise_is_refused(generator):
         euler_maruyama(
             lambda t, x: x**9, 1.0, 1e3 * x, 0.0, 1.0, steps=40, dW=torch.zeros(40, 2, 1)
         )
+
+
+@pytest.mark.parametrize("backprop", ["through", "recompute"])
+def test_outputs_between_the_steps_cost_one_evaluation_in_all(backprop):
+    costs = Statistics()
+    times = torch.linspace(0, 1, 30)
+    x = torch.ones(3, requires_grad=True)
+    integrate(Field(), x, 0.0, 1.0, steps=8, save_at=times, backprop=backprop, statistics=costs)
+    assert costs.evaluations == 8 * 4 + 1

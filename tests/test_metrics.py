@@ -7,6 +7,7 @@ from ctdl_lib.metrics import (
     interleaved_times,
     observed_orders,
     predict,
+    retained_bytes,
     spread,
 )
 
@@ -45,3 +46,20 @@ def test_cross_entropy_of_one_logit_is_that_of_two():
     by_hand = -(two.softmax(1)[torch.arange(6), label]).log().mean()
     assert torch.allclose(cross_entropy(logit, label), by_hand)
     assert torch.allclose(cross_entropy(two, label), by_hand)
+
+
+def test_retained_bytes_are_those_of_what_is_stored_for_the_way_back():
+    x = torch.ones(1000, requires_grad=True)
+
+    def forward():
+        y = torch.tanh(x)  # stores its result
+        return y + y.detach().clone().sum()  # adding stores nothing; the clone dies
+
+    assert retained_bytes(forward) == 2 * 8000  # float64: tanh(x) and the result
+
+
+def test_what_was_there_before_is_not_counted():
+    x = torch.ones(1000)
+    assert retained_bytes(lambda: x.view(10, 100)) == 0
+    assert retained_bytes(lambda: x.add_(1)) == 0
+    assert retained_bytes(lambda: (x + 1).sum()) == 8

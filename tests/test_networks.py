@@ -6,6 +6,7 @@ import torch
 from ctdl_lib.architectures import PLAIN
 from ctdl_lib.integrate import integrate
 from ctdl_lib.networks import (
+    MLP,
     Control,
     ResNet,
     prolongate,
@@ -113,3 +114,23 @@ def test_a_control_is_its_start_and_its_penalty_is_round(smoothness):
     assert torch.allclose(control(), theta)
     penalty = h * tikhonov(theta) + smoothness * time_smoothness(theta, h)
     assert torch.allclose(0.5 * control.phi.square().sum(), penalty)
+
+
+def test_the_velocity_of_an_mlp_is_that_of_a_stack_of_linear_layers(generator):
+    v = MLP(3, width=5, hidden=1, activation=torch.relu, generator=generator).double()
+    first, last = torch.nn.Linear(4, 5), torch.nn.Linear(5, 3)
+    weights = [first.weight, first.bias, last.weight, last.bias]
+    ours = [v.weights[0], v.biases[0], v.weights[1], v.biases[1]]
+    for theirs, own in zip(weights, ours, strict=True):
+        theirs.data = own.data
+    x = torch.randn(6, 3, generator=generator)
+    expected = last(torch.relu(first(torch.cat([x, torch.full((6, 1), 0.3)], 1))))
+    assert torch.allclose(v(0.3, x), expected)
+    assert torch.allclose(v(torch.tensor(0.3), x), expected)
+
+
+def test_an_autonomous_mlp_does_not_see_the_time(generator):
+    v = MLP(2, width=5, time=False, generator=generator).double()
+    x = torch.randn(6, 2, generator=generator)
+    assert torch.equal(v(0.0, x), v(1.0, x))
+    assert v.weights[0].shape == (5, 2)

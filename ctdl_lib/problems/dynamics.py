@@ -1,0 +1,59 @@
+"""Velocities with a name, and time series made of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..integrate import integrate
+
+
+@dataclass(frozen=True)
+class Series:
+    """Observations x(tₖ) + noise of solutions of ẋ = v(t, x), at times that need not be regular."""
+
+    velocity: Callable[[Any, Tensor], Tensor]
+    t: Float[Tensor, " times"]
+    x: Float[Tensor, "times batch d"]
+
+
+def spiral_velocity(t: Any, x: Float[Tensor, "batch 2"]) -> Float[Tensor, "batch 2"]:
+    """The velocity (−0.1a³ − 2b³, 2a³ − 0.1b³) of x = (a, b), which spirals slowly to the origin.
+
+    Reference: chen2018neural (the demonstration in its published code).
+    """
+    A = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], dtype=x.dtype, device=x.device)
+    return x**3 @ A
+
+
+def van_der_pol(mu: float) -> Callable[[Any, Tensor], Tensor]:
+    """The velocity (b, μ(1 − a²)b − a) of x = (a, b).
+
+    Reference: hairer1993solving, section I.16.
+    """
+
+    def velocity(t: Any, x: Float[Tensor, "batch 2"]) -> Float[Tensor, "batch 2"]:
+        a, b = x.unbind(-1)
+        return torch.stack([b, mu * (1 - a * a) * b - a], -1)
+
+    return velocity
+
+
+def observe(
+    velocity: Callable[[Any, Tensor], Tensor],
+    x0: Float[Tensor, "batch d"],
+    t: Float[Tensor, " times"],
+    *,
+    noise: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Series:
+    """The solution from x(0) = x0 at rising times t ≥ 0, plus normal noise of that deviation.
+
+    It is computed in float64 to a tolerance of 1e-10.
+    """
+    exact = integrate(velocity, x0.double(), 0.0, float(t[-1]), tol=1e-10, save_at=t.double())
+    errors = noise * torch.randn(exact.shape, generator=generator, dtype=torch.float64)
+    return Series(velocity, t, (exact + errors).to(x0.dtype))
