@@ -7,7 +7,7 @@ from torch import nn
 from torchdiffeq import odeint, odeint_adjoint
 
 from ctdl_lib.integrate import integrate
-from ctdl_lib.metrics import interleaved_times
+from ctdl_lib.metrics import interleaved_times, retained_bytes
 
 SIZES = [(2, 32, 64), (2, 64, 512), (64, 256, 256)]
 
@@ -30,7 +30,18 @@ def rows() -> Iterator[str]:
         times = interleaved_times(contenders(d, width, batch), rounds=5)
         ours = times["through"]
         ratios = ", ".join(f"{name} {seconds / ours:.2f}" for name, seconds in times.items())
+        kept = retained(d, width, batch)
         yield f"d={d:<3} width={width:<4} batch={batch:<4} {1e3 * ours:7.1f} ms; ratios: {ratios}"
+        yield f"{'':28} bytes kept by through over recompute: {kept:.0f}"
+
+
+def retained(d: int, width: int, batch: int) -> float:
+    field, x = Field(d, width), torch.randn(batch, d)
+
+    def kept(backprop):
+        return retained_bytes(lambda: integrate(field, x, 0.0, 1.0, steps=16, backprop=backprop))
+
+    return kept("through") / kept("recompute")
 
 
 def contenders(d: int, width: int, batch: int):

@@ -86,7 +86,7 @@ def characteristics(
     Args:
         u: the function of x that u is at t₀.
 
-    Reference: li2017deep, section 2.
+    Reference: li2017deep.
     """
     return u(integrate(v, x, t1, t0, steps=steps, method=method))
 

@@ -1,6 +1,6 @@
 """Invertible residual networks: layers x + g(x) with a contraction g, their inverse and log det."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ class Contraction(nn.Module):
     Raises:
         ValueError: c is not between 0 and 1, so that x + g(x) need not have an inverse.
 
-    Reference: behrmann2019invertible, sections 2 and 3.
+    Reference: behrmann2019invertible.
     """
 
     def __init__(
@@ -55,6 +55,39 @@ class Contraction(nn.Module):
         return x
 
 
+class Transformed(NamedTuple):
+    """An image and the logarithm of the determinant of the Jacobian that leads to it."""
+
+    z: Float[Tensor, "batch d"]
+    log_det: Float[Tensor, " batch"]
+
+
+class InvertibleResNet(nn.Module):
+    """The map that applies x ↦ x + g(x) for each of its contractions g, one after the other.
+
+    Reference: behrmann2019invertible.
+    """
+
+    def __init__(self, contractions: Iterable[Contraction]):
+        super().__init__()
+        self.contractions = nn.ModuleList(contractions)
+
+    def forward(
+        self, x: Float[Tensor, "batch d"], log_det: Callable[[Function, Tensor], Tensor]
+    ) -> Transformed:
+        """The image z of x, and the sum of log_det(g, ·), exact or estimated, over all layers."""
+        total = x.new_zeros(len(x))
+        for g in self.contractions:
+            total, x = total + log_det(g, x), x + g(x)
+        return Transformed(x, total)
+
+    def inverse(self, z: Float[Tensor, "batch d"], *, iterations: int) -> Float[Tensor, "batch d"]:
+        """The point that is mapped to z, each layer inverted by so many fixed-point iterations."""
+        for g in self.contractions[::-1]:
+            z = inverse(g, z, float(g.c), iterations=iterations).x  # pyright: ignore[reportArgumentType]
+        return z
+
+
 class Inverse(NamedTuple):
     """An approximate inverse and a bound of its error, one number a sample."""
 
@@ -70,7 +103,7 @@ def inverse(g: Function, y: Float[Tensor, "batch d"], c: float, *, iterations: i
     Raises:
         ValueError: c is not in [0, 1), or no iteration is asked for.
 
-    Reference: behrmann2019invertible, algorithm 1.
+    Reference: behrmann2019invertible.
     """
     if not 0 <= c < 1:
         raise ValueError(f"c={c} must lie in [0, 1): the iteration converges for contractions only")
@@ -96,7 +129,7 @@ def log_det_series(
     In expectation over ε with E[εεᵀ] = I it is the truncated series of the traces; what is cut off
     is a bias of at most d cⁿ⁺¹/((n + 1)(1 − c)) for n terms and Lip(g) ≤ c.
 
-    Reference: behrmann2019invertible, section 3.2.
+    Reference: behrmann2019invertible.
     """
     return _series(g, x, eps, [(-1) ** (k + 1) / k for k in range(1, terms + 1)])
 
@@ -119,7 +152,7 @@ def log_det_roulette(
     Raises:
         ValueError: `stop` is not in (0, 1), or `always` is negative.
 
-    Reference: chen2019residual, section 3.1.
+    Reference: chen2019residual.
     """
     if not 0 < stop < 1 or always < 0:
         raise ValueError(f"stop must lie in (0, 1) and always be ≥ 0, got {stop=}, {always=}")

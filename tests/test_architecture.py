@@ -18,7 +18,7 @@ LAYERS = [
     {"adjoint", "networks", "training"},
     {"integrate", "results"},
     {"potentials"},
-    {"advection", "invertible", "pontryagin", "robustness", "varpro"},
+    {"advection", "invertible", "neural_odes", "pontryagin", "robustness", "varpro"},
     {"problems", "plotting"},
 ]
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}

@@ -4,7 +4,14 @@ from inspect import unwrap
 import pytest
 import torch
 
-from ctdl_lib.invertible import Contraction, inverse, log_det, log_det_roulette, log_det_series
+from ctdl_lib.invertible import (
+    Contraction,
+    InvertibleResNet,
+    inverse,
+    log_det,
+    log_det_roulette,
+    log_det_series,
+)
 from ctdl_lib.robustness import local_lipschitz
 
 
@@ -114,3 +121,13 @@ def test_bad_iterations_are_refused():
     for bad in ({"stop": 0.0}, {"stop": 1.0}, {"always": -1}):
         with pytest.raises(ValueError, match="stop must lie in"):
             unwrap(log_det_roulette)(lambda x: x, y, y, torch.Generator(), **bad)
+
+
+def test_a_stack_of_layers_is_inverted_and_its_determinants_multiply(generator):
+    make = lambda: Contraction(2, width=8, c=0.8, generator=generator)  # noqa: E731
+    net = InvertibleResNet(make() for _ in range(3)).double()
+    x = torch.randn(4, 2, generator=generator)
+    z, total = net(x, log_det)
+    assert torch.allclose(net.inverse(z, iterations=100), x, atol=1e-9)
+    whole = torch.func.vmap(torch.func.jacrev(lambda x: net(x[None], log_det).z[0]))(x)
+    assert torch.allclose(torch.linalg.slogdet(whole)[1], total)

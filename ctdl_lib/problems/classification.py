@@ -121,7 +121,7 @@ def annuli(seed: int, *, inner: int = 500, outer: int = 1500) -> Classification:
 
     `inner` and `outer` count training samples; a fifth as many validate. r and φ are uniform.
 
-    Reference: dupont2019augmented, section 4.
+    Reference: dupont2019augmented.
     """
     generator = torch.Generator().manual_seed(seed)
 
