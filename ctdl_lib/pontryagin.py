@@ -346,7 +346,7 @@ def polish(
 ) -> Float[Tensor, "layers ..."]:
     """The control after layers far above the minimum of their H were replaced, and all trained on.
 
-    A round replaces the layers with at least half of the largest gap, and is kept if J falls.
+    A round replaces the layers with more than half of the largest gap, and is kept if J falls.
 
     Args:
         starts: θ ↦ the controls from which minima are sought besides θ.

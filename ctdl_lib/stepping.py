@@ -35,8 +35,9 @@ METHODS = (*TABLEAUS, "verlet")
 class Statistics:
     """What an integration cost; pass one in as `statistics=` and it is added to.
 
-    `evaluations` counts calls of f on the way forward, `backward_evaluations` those of the
-    adjoint equation, `accepted` and `rejected` the steps of the way forward.
+    `evaluations` counts calls of f on the way forward, and again where "recompute" repeats a stage
+    on the way back; `backward_evaluations` those of the adjoint equation; `accepted` and `rejected`
+    the steps of the way forward.
     """
 
     evaluations: int = 0
