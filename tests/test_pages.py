@@ -109,7 +109,20 @@ def test_page_shows_its_formulas_and_pictures_to_everyone(page, name):
     assert untyped_formulas(page) == []
     assert page.locator("img:not([alt]), img[alt='']").count() == 0
     assert page.evaluate("() => [...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    assert cut_off(page) == []
     assert serious_violations(page) == []
+
+
+def cut_off(page: Page) -> list[str]:
+    """The tables and displayed formulae that reach over the right edge of the text."""
+    wide = "article table, article mjx-container[display=true] > mjx-math"
+    return page.evaluate(
+        """wide => [...document.querySelectorAll(wide)]
+            .filter(e => e.getBoundingClientRect().right >
+                         e.closest('article').getBoundingClientRect().right + 1)
+            .map(e => e.textContent.slice(0, 80))""",
+        wide,
+    )
 
 
 def untyped_formulas(page: Page) -> list[str]:
