@@ -1,8 +1,7 @@
 """Velocities with a name, and time series made of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -11,11 +10,9 @@ from torch import Tensor
 from ..integrate import integrate
 
 
-@dataclass(frozen=True)
-class Series:
+class Series(NamedTuple):
     """Observations x(tₖ) + noise of solutions of ẋ = v(t, x), at times that need not be regular."""
 
-    velocity: Callable[[Any, Tensor], Tensor]
     t: Float[Tensor, " times"]
     x: Float[Tensor, "times batch d"]
 
@@ -56,4 +53,4 @@ def observe(
     """
     exact = integrate(velocity, x0.double(), 0.0, float(t[-1]), tol=1e-10, save_at=t.double())
     errors = noise * torch.randn(exact.shape, generator=generator, dtype=torch.float64)
-    return Series(velocity, t, (exact + errors).to(x0.dtype))
+    return Series(t, (exact + errors).to(x0.dtype))
