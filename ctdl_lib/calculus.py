@@ -6,7 +6,14 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import jacrev, vjp, vmap
+from torch.func import vjp, vmap
+
+
+class Transformed(NamedTuple):
+    """An image and the logarithm of the determinant of the Jacobian that leads to it."""
+
+    z: Float[Tensor, "batch d"]
+    log_det: Float[Tensor, " batch"]
 
 
 class Divergence(NamedTuple):
@@ -21,13 +28,11 @@ def divergence(v: Callable[[Tensor], Tensor], x: Float[Tensor, "batch d"]) -> Di
 
     v must treat the samples of the batch independently.
     """
-
-    def single(x):
-        value = v(x[None])[0]
-        return value, value
-
-    jacobian, value = vmap(jacrev(single, has_aux=True), randomness="same")(x)
-    return Divergence(value, jacobian.diagonal(dim1=-2, dim2=-1).sum(-1))
+    value, pullback, *_ = vjp(v, x)
+    # one row of each sample's Jacobian a product, all products in one batch
+    basis = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[:, None, :].expand(-1, *x.shape)
+    (rows,) = vmap(pullback)(basis)
+    return Divergence(value, rows.diagonal(dim1=0, dim2=2).sum(-1))
 
 
 def hutchinson(

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import jacrev, vjp, vmap
 
+from .calculus import Transformed
+
 Function = Callable[[Tensor], Tensor]
 
 
@@ -53,13 +55,6 @@ class Contraction(nn.Module):
             norm = torch.linalg.matrix_norm(W, ord=2)
             x = torch.addmm(b, torch.tanh(x) if i else x, W.T / (norm / kappa).clamp(min=1))
         return x
-
-
-class Transformed(NamedTuple):
-    """An image and the logarithm of the determinant of the Jacobian that leads to it."""
-
-    z: Float[Tensor, "batch d"]
-    log_det: Float[Tensor, " batch"]
 
 
 class InvertibleResNet(nn.Module):

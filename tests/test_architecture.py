@@ -18,7 +18,16 @@ LAYERS = [
     {"adjoint", "networks", "training"},
     {"integrate", "results"},
     {"potentials"},
-    {"advection", "invertible", "neural_odes", "pontryagin", "robustness", "varpro"},
+    {
+        "advection",
+        "flows",
+        "invertible",
+        "neural_odes",
+        "pontryagin",
+        "robustness",
+        "transport",
+        "varpro",
+    },
     {"problems", "plotting"},
 ]
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
