@@ -68,7 +68,7 @@ def transport(
 
     Without a `game` there is no interaction. The density along a path is ρ₀(x(0)) exp(−log_det).
 
-    Reference: onken2021otflow; ruthotto2020mfg.
+    Reference: onken2021otflow; ruthotto2020machine.
     """
     zero = x.new_zeros(len(x))
     log_initial = zero if game is None else game.log_initial(x)
@@ -135,7 +135,7 @@ def mean_field(
     Raises:
         ValueError: a weight is negative, or `steps` does not suit `integrate`.
 
-    Reference: ruthotto2020mfg.
+    Reference: ruthotto2020machine.
     """
     if not (hjb >= 0 and terminal_condition >= 0):
         raise ValueError(f"{hjb=} and {terminal_condition=} must not be negative")

@@ -1,13 +1,23 @@
+import inspect
+import math
+
 import pytest
 import torch
+from scipy import stats
+from scipy.spatial.distance import cdist, pdist
 
+from ctdl_lib import metrics
 from ctdl_lib.metrics import (
     accuracy,
+    c2st,
     cross_entropy,
+    energy_distance,
     interleaved_times,
+    mmd,
     observed_orders,
     predict,
     retained_bytes,
+    sliced_wasserstein,
     spread,
 )
 
@@ -63,3 +73,150 @@ def test_what_was_there_before_is_not_counted():
     assert retained_bytes(lambda: x.view(10, 100)) == 0
     assert retained_bytes(lambda: x.add_(1)) == 0
     assert retained_bytes(lambda: (x + 1).sum()) == 8
+
+
+def within(values, wanted, errors=4.0):
+    """Where the mean of repeated estimates is `wanted` within four standard errors."""
+    values = torch.tensor(values)
+    return float((values.mean() - wanted).abs()) < errors * float(values.std()) / len(values) ** 0.5
+
+
+def gaussian_mmd(d, shift, deviation, bandwidth):
+    """The squared discrepancy of N(0, I) and N(m, s²I), ‖m‖ = shift, in closed form."""
+
+    def mean_kernel(variance, distance):  # E exp(−‖Z‖²/(2h²)), Z ~ N(distance, variance·I)
+        total = bandwidth**2 + variance
+        return (bandwidth**2 / total) ** (d / 2) * math.exp(-0.5 * distance**2 / total)
+
+    across = mean_kernel(1 + deviation**2, shift)
+    return mean_kernel(2, 0) + mean_kernel(2 * deviation**2, 0) - 2 * across
+
+
+@pytest.mark.parametrize(("shift", "deviation"), [(0.0, 1.0), (0.5, 1.0), (0.0, 1.5), (1.0, 0.7)])
+def test_mmd_of_gaussians_is_unbiased(shift, deviation, generator):
+    d, bandwidth, values = 3, 1.2, []
+    for _ in range(300):
+        x = torch.randn(40, d, generator=generator)
+        y = deviation * torch.randn(30, d, generator=generator)
+        y[:, 0] += shift
+        values.append(mmd(x, y, bandwidth=bandwidth))
+    assert within(values, gaussian_mmd(d, shift, deviation, bandwidth))
+    assert min(values) < 0 or shift + deviation > 1
+
+
+def test_mmd_is_that_of_the_formula():
+    x, y = torch.randn(7, 2), torch.randn(5, 2)
+    k = [torch.exp(-(torch.as_tensor(d) ** 2)) for d in (pdist(x), pdist(y), cdist(x, y))]
+    by_hand = k[0].mean() + k[1].mean() - 2 * k[2].mean()
+    assert mmd(x, y, bandwidth=math.sqrt(0.5)) == pytest.approx(float(by_hand), rel=1e-12)
+
+
+def test_mmd_and_energy_distance_in_parts_are_as_at_once():
+    x, y = torch.randn(2500, 2), torch.randn(2100, 2) + 0.3  # more than four million pairs
+    k = [torch.exp(-(torch.as_tensor(d) ** 2) / 2) for d in (pdist(x), pdist(y), cdist(x, y))]
+    at_once = float(k[0].mean() + k[1].mean() - 2 * k[2].mean())
+    assert mmd(x, y, bandwidth=1.0) == pytest.approx(at_once, abs=1e-12)
+    at_once = 2 * cdist(x, y).mean() - pdist(x).mean() - pdist(y).mean()
+    assert energy_distance(x, y) == pytest.approx(at_once, abs=1e-12)
+
+
+def test_energy_distance_is_the_square_of_that_of_scipy():
+    """Which takes the pairs of a sample with itself along."""
+    x, y = torch.randn(40, 1), torch.randn(30, 1) + 1
+    bias = pdist(x).mean() / 40 + pdist(y).mean() / 30
+    of_scipy = stats.energy_distance(x[:, 0].numpy(), y[:, 0].numpy()) ** 2
+    assert energy_distance(x, y) == pytest.approx(of_scipy - bias, rel=1e-9)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_energy_distance_of_normals_is_unbiased(shift, generator):
+    """For Z ~ N(m, s²) E|Z| = s√(2/π) exp(−m²/(2s²)) + m erf(m/(s√2)), here with s² = 2."""
+    values = []
+    for _ in range(300):
+        x = torch.randn(40, 1, generator=generator)
+        values.append(energy_distance(x, torch.randn(30, 1, generator=generator) + shift))
+
+    def mean_of_modulus(m):
+        return 2 / math.sqrt(math.pi) * math.exp(-(m**2) / 4) + m * math.erf(m / 2)
+
+    assert within(values, 2 * mean_of_modulus(shift) - 2 * mean_of_modulus(0.0))
+    assert min(values) < 0 or shift > 0
+
+
+def test_sliced_wasserstein_on_a_line_compares_sorted_samples(generator):
+    x, y = torch.randn(50, 1), 2 * torch.rand(50, 1)
+    by_hand = (x[:, 0].sort().values - y[:, 0].sort().values).square().mean().sqrt()
+    found = sliced_wasserstein(x, y, projections=3, generator=generator)
+    assert found == pytest.approx(float(by_hand))
+
+
+def test_sliced_wasserstein_of_a_shift_and_of_a_scaling(generator):
+    """E(θᵀm)² = ‖m‖²/d; the scaling by s costs (s − 1)² times the mean of (θᵀx)²."""
+    d, x, m = 4, torch.randn(100, 4), torch.tensor([1.0, -2.0, 0.5, 3.0])
+    found = sliced_wasserstein(x, x + m, projections=20_000, generator=generator)
+    assert found**2 == pytest.approx(float(m.square().sum()) / d, rel=0.03)
+    found = sliced_wasserstein(x, 1.5 * x, projections=5000, generator=generator)
+    assert found**2 == pytest.approx(0.25 * float(x.square().mean()), rel=0.01)
+
+
+def test_sliced_wasserstein_of_normals_nears_that_of_their_laws(generator):
+    x, y = (torch.randn(20_000, 3, generator=generator) for _ in range(2))
+    found = sliced_wasserstein(x, 2 * y, projections=50, generator=generator)
+    assert found == pytest.approx(1.0, abs=0.03)  # W₂ of N(0, 1) and N(0, 4) on each line
+
+
+def test_c2st_of_equal_laws_is_a_half_and_of_separate_ones_one(generator):
+    x, y = (torch.randn(200, 2, generator=generator) for _ in range(2))
+    assert abs(c2st(x, y, seed=0) - 0.5) < 4 * 0.5 / math.sqrt(400)
+    assert c2st(x, y + 8, seed=0) == 1.0
+    assert c2st(x, y + 1, seed=1) == c2st(x, y + 1, seed=1)
+
+
+def test_c2st_nears_the_best_accuracy_from_below(generator):
+    """Of N(0, I) and N(m, I) the best is Φ(‖m‖/2)."""
+    x, y = (torch.randn(1000, 2, generator=generator) for _ in range(2))
+    y[:, 0] += 2
+    best = float(torch.special.ndtr(torch.tensor(1.0)))
+    assert abs(c2st(x, y, seed=0) - best) < 4 * math.sqrt(best * (1 - best) / 2000)
+
+
+def test_c2st_looks_at_features_of_x_that_are_constant(generator):
+    x, y = (torch.randn(100, 2, generator=generator) for _ in range(2))
+    x[:, 1], y[:, 1] = 5.0, 8.0
+    assert c2st(x, y, seed=0) > 0.95
+
+
+def by_energy(x, y):
+    return inspect.unwrap(energy_distance)(x, y)
+
+
+def by_slices(x, y, projections=2):
+    check = inspect.unwrap(sliced_wasserstein)
+    return check(x, y, projections=projections, generator=torch.Generator())
+
+
+BAD = {
+    "dimensions": (lambda: by_energy(torch.ones(3, 2), torch.ones(3, 1)), r"\(m, d\)"),
+    "a vector": (lambda: by_energy(torch.ones(3), torch.ones(3)), r"\(n, d\)"),
+    "one sample": (lambda: by_energy(torch.ones(1, 2), torch.ones(3, 2)), "at least two"),
+    "nan": (lambda: by_energy(torch.ones(3, 2), torch.full((3, 2), math.nan)), "3 samples of y"),
+    "bandwidth": (lambda: mmd(torch.ones(3, 2), torch.ones(3, 2), bandwidth=0.0), "positive"),
+    "sizes": (lambda: by_slices(torch.ones(3, 2), torch.ones(4, 2)), "equal"),
+    "sizes for a network": (
+        lambda: inspect.unwrap(c2st)(torch.ones(3, 2), torch.ones(4, 2), seed=0),
+        "equal",
+    ),
+    "no projection": (lambda: by_slices(torch.ones(3, 2), torch.ones(3, 2), 0), "at least 1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_samples_are_refused_with_a_reason(name):
+    call, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_the_bandwidth_is_chosen_never_defaulted():
+    parameter = inspect.signature(metrics.mmd).parameters["bandwidth"]
+    assert parameter.default is inspect.Parameter.empty
