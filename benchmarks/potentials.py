@@ -1,14 +1,17 @@
-"""Derivatives of a potential and their parameter gradients: closed form against torch.func."""
+"""The closed-form potential against torch.func, a plain version of it, and the machine's GEMM."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ctdl_lib.integrate import integrate
 from ctdl_lib.metrics import interleaved_times
-from ctdl_lib.potentials import AutodiffPotential, ResNetPotential
+from ctdl_lib.potentials import AutodiffPotential, Derivatives, Potential, ResNetPotential
 
 SIZES = [(2, 32, 1024), (13, 128, 256), (43, 256, 64)]
+TRAINING = [(2, 32, 2048), (13, 128, 256), (43, 256, 64)]
+STEPS, STAGES = 8, 4
 
 
 class AsNet(nn.Module):
@@ -22,22 +25,70 @@ class AsNet(nn.Module):
         return self.phi(t, x)
 
 
+class PlainPotential(nn.Module):
+    """The formulas of a ResNetPotential as one writes them down: J is (batch, width, d)."""
+
+    def __init__(self, phi: ResNetPotential):
+        super().__init__()
+        self.phi = phi
+
+    def derivatives(self, t: float, x: Tensor) -> Derivatives:
+        phi, d, h = self.phi, self.phi.d, self.phi.h
+        s = torch.cat([x, torch.full_like(x[:, :1], t)], dim=1)
+        a = s @ phi.K0.T + phi.b0
+        u, slopes = log_2_cosh(a), [torch.tanh(a)]
+        for K, b in zip(phi.K, phi.b, strict=True):
+            a = u @ K.T + b
+            u, slopes = u + h * log_2_cosh(a), [*slopes, torch.tanh(a)]
+        z = [phi.w.expand_as(u)]
+        for K, slope in zip(phi.K.flip(0), slopes[:0:-1], strict=True):
+            z.insert(0, z[0] + h * (slope * z[0]) @ K)
+        As, M = s @ phi.A.T, phi.K0[:, :d]
+        value = u @ phi.w + 0.5 * As.square().sum(-1) + s @ phi.linear + phi.constant
+        ds = (slopes[0] * z[0]) @ phi.K0 + As @ phi.A + phi.linear
+        trace = ((1 - slopes[0] ** 2) * z[0]) @ (M**2).sum(-1) + (phi.A[:, :d] ** 2).sum()
+        J = slopes[0][:, :, None] * M
+        for K, slope, zi in zip(phi.K, slopes[1:], z[1:], strict=True):
+            KJ = K @ J
+            trace = trace + h * ((1 - slope**2) * zi * (KJ**2).sum(-1)).sum(-1)
+            J = J + h * slope[:, :, None] * KJ
+        return Derivatives(value, ds[:, d], ds[:, :d], trace)
+
+
+def log_2_cosh(a: Tensor) -> Tensor:
+    return a.abs() + torch.log1p(torch.exp(-2 * a.abs()))
+
+
 def rows() -> Iterator[str]:
-    for d, width, batch in SIZES:
-        times = interleaved_times(contenders(d, width, batch), rounds=5)
-        ratio = times["autodiff"] / times["closed form"]
-        yield (
-            f"d={d:<3} width={width:<4} batch={batch:<5}"
-            f" closed form {1e3 * times['closed form']:7.1f} ms, ratio {ratio:.1f}"
-        )
+    for size in SIZES:
+        yield described(size, "derivatives and gradient", evaluation(*size), rounds=5)
+    for size in TRAINING:
+        yield described(size, "training step", training(*size), rounds=5)
+    yield gemm_share(43, 256, 64)
+    yield described((13, 128, 256), "evaluation", sampling(13, 128, 256), rounds=50)
+    yield described((784, 64, 128), "exact trace", traces(784, 64, 128), rounds=5)
 
 
-def contenders(d: int, width: int, batch: int):
+def described(size, what: str, contenders, rounds: int) -> str:
+    times = interleaved_times(contenders, rounds=rounds)
+    (ours, time), (other, slower) = times.items()
+    d, width, batch = size
+    return (
+        f"d={d:<3} width={width:<4} batch={batch:<5}{what}: {ours} {1e3 * time:.2f} ms,"
+        f" {other} {1e3 * slower:.2f} ms, ratio {slower / time:.1f}"
+    )
+
+
+def example(d: int, width: int, batch: int) -> tuple[ResNetPotential, Tensor]:
     generator = torch.Generator().manual_seed(0)
     phi = ResNetPotential(d, width=width, generator=generator)
-    x = torch.randn(batch, d, generator=generator)
+    return phi, torch.randn(batch, d, generator=generator)
 
-    def step(potential):
+
+def evaluation(d: int, width: int, batch: int):
+    phi, x = example(d, width, batch)
+
+    def step(potential: Potential):
         def run():
             phi.zero_grad()
             found = potential.derivatives(0.5, x)
@@ -46,3 +97,64 @@ def contenders(d: int, width: int, batch: int):
         return run
 
     return {"closed form": step(phi), "autodiff": step(AutodiffPotential(AsNet(phi)))}
+
+
+def training(d: int, width: int, batch: int):
+    phi, x = example(d, width, batch)
+    return {"ours": training_step(phi, x), "plain": training_step(PlainPotential(phi), x)}
+
+
+def training_step(potential, x: Tensor) -> Callable[[], None]:
+    """One gradient of what a continuous normalizing flow along −∇Φ minimises."""
+
+    def rates(t, state):
+        _, dt, dx, laplacian = potential.derivatives(t, state[0])
+        kinetic = 0.5 * dx.square().sum(-1)
+        return -dx, -laplacian, kinetic, (dt - kinetic).abs()
+
+    def run():
+        potential.zero_grad()
+        zeros = x.new_zeros(len(x))
+        end, *others = integrate(rates, (x, zeros, zeros, zeros), 0.0, 1.0, steps=STEPS)
+        log_det, cost, residual = others
+        (0.5 * end.square().sum(-1) - log_det + cost + residual).mean().backward()
+
+    return run
+
+
+def gemm_share(d: int, width: int, batch: int) -> str:
+    """The training step against the products of its Jacobian sweep at the machine's own rate."""
+    phi, x = example(d, width, batch)
+    J = torch.randn(width, d * batch)
+    K, out = torch.randn(width, width), torch.empty_like(J)
+    contenders = {"step": training_step(phi, x), "gemm": lambda: torch.mm(K, J, out=out)}
+    times = interleaved_times(contenders, rounds=10)
+    floor = 3 * STAGES * STEPS * times["gemm"]
+    rate = 2 * width**2 * d * batch / times["gemm"]
+    return (
+        f"d={d:<3} width={width:<4} batch={batch:<5}training step: its sweep alone"
+        f" {1e3 * floor:.0f} ms at {rate / 1e9:.0f} GFlop/s, share {floor / times['step']:.0%}"
+    )
+
+
+def sampling(d: int, width: int, batch: int):
+    phi, x = example(d, width, batch)
+
+    def without_graph(what):
+        return torch.no_grad()(lambda: what(0.5, x))
+
+    return {"gradient": without_graph(phi.gradient), "derivatives": without_graph(phi.derivatives)}
+
+
+def traces(d: int, width: int, batch: int):
+    """Where d > width: by columns of a factor of the Gram matrix, or by all columns."""
+    phi, x = example(d, width, batch)
+    return {"closed form": step_of(phi, x), "sweep": step_of(PlainPotential(phi), x)}
+
+
+def step_of(potential, x: Tensor) -> Callable[[], None]:
+    def run():
+        potential.zero_grad()
+        potential.derivatives(0.5, x).laplacian.mean().backward()
+
+    return run

@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import grad, jvp, vjp, vmap
 
+from .sweeps import adjoints, features, second_order
+
 Time = float | int | Tensor
 Sigma = float | Float[Tensor, ""] | Float[Tensor, "d k"]
 
@@ -119,11 +121,6 @@ def _columns(sigma: Sigma | None, x: Tensor) -> Tensor:
     return sigma * torch.eye(d, dtype=x.dtype, device=x.device) if sigma.dim() == 0 else sigma.T
 
 
-def antiderivative_of_tanh(x: Tensor) -> Tensor:
-    """The function log(2 cosh x), written so that it does not overflow."""
-    return x.abs() + torch.log1p(torch.exp(-2 * x.abs()))
-
-
 class ResNetPotential(Potential):
     """The potential Φ(s) = wᵀN(s) + ½ sᵀAᵀA s + bᵀs + c with s = (x, t) or (x, t, y).
 
@@ -169,83 +166,50 @@ class ResNetPotential(Potential):
     def forward(self, t: Time, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
         """The value Φ(t, x)."""
         s = self._inputs(t, x)
-        return self._value(s, self._features(s)[0])
+        u, _ = features(s, self.K0, self.b0, self.K, self.b, self.h)
+        return self.w @ u[-1] + self._quadratic(s)
 
     def gradient(self, t: Time, x: Float[Tensor, "batch d"]) -> Gradient:
         """The value Φ, ∂ₜΦ and ∇ₓΦ by one forward and one backward sweep."""
         s = self._inputs(t, x)
-        u, slopes = self._features(s)
-        ds = self._gradient(s, slopes, self._adjoints(u, slopes))
-        return Gradient(self._value(s, u), ds[:, self.d], ds[:, : self.d])
+        u, slopes = features(s, self.K0, self.b0, self.K, self.b, self.h)
+        _, y = adjoints(slopes, self.K, self.w, self.h)
+        return self._gradient(s, self.w @ u[-1], self.K0.T @ y[0])
 
     def derivatives(
         self, t: Time, x: Float[Tensor, "batch d"], sigma: Sigma | None = None
     ) -> Derivatives:
         """The value Φ, ∂ₜΦ, ∇ₓΦ and ΔₓΦ, or tr(σσᵀ∇ₓ²Φ), in closed form."""
         s = self._inputs(t, x)
-        u, slopes = self._features(s)
-        z = self._adjoints(u, slopes)
-        ds = self._gradient(s, slopes, z)
-        trace = self._trace(slopes, z, sigma)
-        return Derivatives(self._value(s, u), ds[:, self.d], ds[:, : self.d], trace)
+        A, M = _along(self.A[:, : self.d], sigma), _along(self.K0[:, : self.d], sigma)
+        swept = second_order(s, self.K0, self.b0, self.K, self.b, self.w, M, self.h)
+        gradient = self._gradient(s, swept.value, swept.ds)
+        return Derivatives(*gradient, swept.trace + A.square().sum())
 
     def _inputs(self, t: Time, x: Tensor) -> Tensor:
-        """The rows s = (x, t, y), with a message that names what is missing."""
-        parts = [x, times_like(t, x)[:, None]]
+        """The columns s = (x, t, y), with a message that names what is missing."""
         if x.dim() != 2 or x.shape[1] != self.d:
             raise ValueError(f"x must have shape (batch, {self.d}), got {tuple(x.shape)}")
+        parts = [x.T, times_like(t, x)[None]]
         if self.context_dim:
             if self.context is None:
                 raise ValueError("this potential has a context: call potential.given(y) first")
             if self.context.shape != (x.shape[0], self.context_dim):
                 wanted, came = (x.shape[0], self.context_dim), tuple(self.context.shape)
                 raise ValueError(f"the context y must have shape {wanted}, got {came}")
-            parts.append(self.context)
+            parts.append(self.context.T)
         elif self.context is not None:
             raise ValueError("a context was given, but context_dim=0: set it when constructing")
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts)
 
-    def _value(self, s: Tensor, u: Tensor) -> Tensor:
-        quadratic = 0.5 * (s @ self.A.T).square().sum(-1)
-        return u @ self.w + quadratic + s @ self.linear + self.constant
+    def _quadratic(self, s: Tensor) -> Tensor:
+        return 0.5 * (self.A @ s).square().sum(0) + self.linear @ s + self.constant
 
-    def _features(self, s: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The last features u of N, and the slopes σ′ of every layer."""
-        a = s @ self.K0.T + self.b0
-        u, slopes = antiderivative_of_tanh(a), [torch.tanh(a)]
-        for K, b in zip(self.K, self.b, strict=True):
-            a = torch.addmm(b, u, K.T)
-            u = u + self.h * antiderivative_of_tanh(a)
-            slopes.append(torch.tanh(a))
-        return u, slopes
-
-    def _adjoints(self, u: Tensor, slopes: list[Tensor]) -> list[Tensor]:
-        """The derivatives z_i of wᵀN by the output u_i of layer i, first layer first."""
-        z = [self.w.expand_as(u)]
-        for i in range(len(self.K) - 1, -1, -1):
-            z.append(z[-1] + self.h * ((slopes[i + 1] * z[-1]) @ self.K[i]))
-        return z[::-1]
-
-    def _gradient(self, s: Tensor, slopes: list[Tensor], z: list[Tensor]) -> Tensor:
-        return (slopes[0] * z[0]) @ self.K0 + (s @ self.A.T) @ self.A + self.linear
-
-    def _trace(self, slopes: list[Tensor], z: list[Tensor], sigma: Sigma | None) -> Tensor:
-        """Σᵢ hᵢ σ″ᵢ zᵢ · Σⱼ(KᵢJᵢ₋₁)ⱼ² with J the derivative of the features along σ's columns."""
-        A, M = _along(self.A[:, : self.d], sigma), _along(self.K0[:, : self.d], sigma)
-        batch, width = slopes[0].shape
-        if M.shape[1] > width:
-            # Only M Mᵀ matters below, and the triangular factor of Mᵀ has the same one.
-            M = torch.linalg.qr(M.T).R.T
-        k = M.shape[1]
-        trace = ((1 - slopes[0].square()) * z[0]) @ M.square().sum(-1) + A.square().sum()
-        # Columns of all samples side by side: each layer is one matrix product (width, k · batch).
-        J = slopes[0].T[:, None, :] * M[:, :, None]
-        for i, K in enumerate(self.K):
-            KJ = (K @ J.reshape(width, k * batch)).view(width, k, batch)
-            curvature = (1 - slopes[i + 1].square()) * z[i + 1]
-            trace = trace + self.h * (curvature.T * KJ.square().sum(1)).sum(0)
-            J = torch.addcmul(J, slopes[i + 1].T[:, None, :], KJ, value=self.h)
-        return trace
+    def _gradient(self, s: Tensor, value: Tensor, ds: Tensor) -> Gradient:
+        """The value and gradient of Φ from those of wᵀN."""
+        ds = torch.addmm(ds + self.linear[:, None], self.A.T, self.A @ s)
+        dx, dt, _ = ds.split([self.d, 1, self.context_dim])
+        return Gradient(value + self._quadratic(s), dt[0], dx.T)
 
 
 def _along(K: Tensor, sigma: Sigma | None) -> Tensor:

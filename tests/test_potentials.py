@@ -115,6 +115,106 @@ def test_parameter_gradients_of_every_derivative_agree(d):
         assert torch.allclose(found[0], found[1], rtol=1e-8, atol=1e-8), name
 
 
+@pytest.mark.parametrize("context_dim", [0, 2])
+@pytest.mark.parametrize("layers", [2, 3, 4, 5])
+@pytest.mark.parametrize("d", [1, 2, 7, 16, 64])
+def test_wide_and_narrow_networks_equal_torch_func(d, layers, context_dim):
+    phi = randomized(d, width=12, layers=layers, context_dim=context_dim)
+    for p in phi.parameters():
+        p.data /= d**0.5
+    x, t = torch.randn(3, d), torch.rand(3)
+    auto = AutodiffPotential(AsNet(phi))
+    if context_dim:
+        y = torch.randn(3, context_dim)
+        phi, auto = phi.given(y), auto.given(y)
+    for ours, theirs in zip(phi.derivatives(t, x), auto.derivatives(t, x), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def parameter_gradients(potential, phi, x, weights):
+    found = potential.derivatives(0.3, x)
+    total = sum((w * part).sum() for w, part in zip(weights, found, strict=True))
+    inputs = (*phi.parameters(), x)
+    return torch.autograd.grad(total, inputs, materialize_grads=True)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4])
+@pytest.mark.parametrize(("d", "width"), [(3, 6), (6, 6), (20, 6)])
+def test_gradients_of_a_random_combination_agree(d, width, layers):
+    phi, x = randomized(d, width=width, layers=layers), torch.randn(5, d, requires_grad=True)
+    weights = [torch.randn(5), torch.randn(5), torch.randn(5, d), torch.randn(5)]
+    auto = AutodiffPotential(AsNet(phi))
+    ours = parameter_gradients(phi, phi, x, weights)
+    for a, b in zip(ours, parameter_gradients(auto, phi, x, weights), strict=True):
+        assert torch.allclose(a, b, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("d", [3, 20])
+def test_a_rank_deficient_first_layer_has_the_right_gradients(d):
+    phi, x = randomized(d, width=6, layers=3), torch.randn(5, d, requires_grad=True)
+    phi.K0.data[1] = phi.K0.data[0]
+    phi.K0.data[2] = 0
+    weights = [torch.randn(5), torch.randn(5), torch.randn(5, d), torch.randn(5)]
+    auto = AutodiffPotential(AsNet(phi))
+    ours = parameter_gradients(phi, phi, x, weights)
+    for a, b in zip(ours, parameter_gradients(auto, phi, x, weights), strict=True):
+        assert torch.allclose(a, b, rtol=1e-8, atol=1e-8)
+
+
+def functional_laplacian(phi):
+    """The sum of the Laplacians as a function of K₀, K and x."""
+
+    def laplacian(K0, K, x):
+        changed = {"K0": K0, "K": K}
+        return torch.func.functional_call(
+            Laplacian(phi), {f"phi.{k}": v for k, v in changed.items()}, (x,)
+        )
+
+    return laplacian
+
+
+class Laplacian(nn.Module):
+    def __init__(self, phi):
+        super().__init__()
+        self.phi = phi
+
+    def forward(self, x):
+        return self.phi.derivatives(0.3, x).laplacian.sum()
+
+
+@pytest.mark.parametrize(("d", "width"), [(2, 3), (4, 2)])
+def test_the_laplacian_can_be_differentiated_twice(d, width):
+    phi = randomized(d, width=width, layers=3)
+    inputs = (phi.K0.detach(), phi.K.detach(), torch.randn(2, d))
+    inputs = tuple(x.clone().requires_grad_() for x in inputs)
+    assert torch.autograd.gradcheck(functional_laplacian(phi), inputs)
+    assert torch.autograd.gradgradcheck(functional_laplacian(phi), inputs)
+
+
+@pytest.mark.parametrize("d", [3, 9])
+def test_transforms_of_torch_func_see_through_the_laplacian(d):
+    phi = randomized(d, width=5, layers=3)
+    f, inputs = functional_laplacian(phi), (phi.K0.detach(), phi.K.detach(), torch.randn(4, d))
+    leaf = phi.K0.detach().requires_grad_()
+    (expected,) = torch.autograd.grad(f(leaf, *inputs[1:]), leaf)
+    assert torch.allclose(torch.func.grad(f)(*inputs), expected)
+    tangent = torch.randn_like(leaf)
+    along = torch.func.jvp(lambda K0: f(K0, *inputs[1:]), (inputs[0],), (tangent,))[1]
+    assert torch.allclose(along, (expected * tangent).sum())
+    each = vmap(lambda x: f(*inputs[:2], x[None]))(inputs[2])
+    assert torch.allclose(each.sum(), f(*inputs))
+    each = vmap(torch.func.grad(lambda K0, x: f(K0, inputs[1], x[None])), (None, 0))
+    assert torch.allclose(each(inputs[0], inputs[2]).sum(0), expected)
+
+
+def test_single_precision_is_close_to_double():
+    phi, x = ResNetPotential(7, width=16, layers=3), torch.randn(5, 7)
+    exact = phi.derivatives(0.3, x)
+    for ours, theirs in zip(phi.float().derivatives(0.3, x.float()), exact, strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.allclose(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+
+
 def test_potentials_on_fields_keep_the_shape_of_the_field():
     phi, x = AutodiffPotential(Convolutional()), torch.randn(2, 1, 4, 4)
     found = phi.derivatives(0.5, x)
