@@ -14,7 +14,7 @@ import ctdl_lib
 ROOT = Path(ctdl_lib.__file__).parent
 # imports go only downwards: a module imports from the lines above its own
 LAYERS = [
-    {"architectures", "calculus", "landscape", "metrics", "stepping", "storage", "sweeps"},
+    {"architectures", "calculus", "grids", "landscape", "metrics", "stepping", "storage", "sweeps"},
     {"adjoint", "networks", "training"},
     {"integrate", "results"},
     {"potentials"},

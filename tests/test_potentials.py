@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import hessian, vmap
 
+from benchmarks.potentials import PlainPotential
 from ctdl_lib.calculus import taylor_errors
 from ctdl_lib.metrics import observed_orders
 from ctdl_lib.potentials import AutodiffPotential, ResNetPotential
@@ -284,3 +285,9 @@ def test_bad_input_is_refused_with_a_reason(name):
     call, message = BAD[name]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_plain_version_of_the_benchmarks_computes_the_same():
+    phi, x = randomized(3, width=6, layers=3), torch.randn(5, 3)
+    pairs = zip(phi.derivatives(0.3, x), PlainPotential(phi).derivatives(0.3, x), strict=True)
+    assert all(torch.allclose(ours, plain, rtol=1e-12, atol=1e-12) for ours, plain in pairs)
