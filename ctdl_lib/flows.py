@@ -58,17 +58,22 @@ class Standardization(nn.Module):
         Raises:
             ValueError: `fit` has not been called, or x is not (batch, d).
         """
-        return (self._checked(x) - self.mean) / self.std
+        return (self.checked(x) - self.mean) / self.std
 
     def inverse(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """The value mean + std z."""
-        return self.mean + self.std * self._checked(z)
+        return self.mean + self.std * self.checked(z)
 
     def log_det(self) -> Float[Tensor, ""]:
         """The value −Σ log std, the logarithm of the determinant of the map."""
         return -self.std.log().sum()
 
-    def _checked(self, x: Tensor) -> Tensor:
+    def checked(self, x: Tensor) -> Tensor:
+        """The same x.
+
+        Raises:
+            ValueError: nothing was fitted, or x is not (batch, d).
+        """
         if bool(self.mean.isnan().any()):
             raise ValueError(
                 "nothing was trained here: call flow.standardize(x_train) first, load a state"
@@ -103,7 +108,8 @@ class Flow(nn.Module):
         velocity: a `Potential` Φ, whose v = −∇Φ and ∇·v = −ΔΦ come in closed form, or a network
             v(t, x), v(t, x, y) with a context; then ∇·v costs d vector–Jacobian products.
         d, context_dim: the dimensions of x and of the context y.
-        solver: arguments of `integrate`, such as {"steps": 8} or {"tol": 1e-5}.
+        solver: arguments of `integrate`, such as {"steps": 8} or {"tol": 1e-5}; the divergence of a
+            network does not go with backprop="recompute", that of a potential does.
         standardize: with False, mean 0 and std 1 stand in for those of the data.
 
     Reference: chen2018neural, section 4; grathwohl2019ffjord.
@@ -128,6 +134,9 @@ class Flow(nn.Module):
         self, x: Float[Tensor, "batch d"], y: Float[Tensor, "batch context"] | None = None
     ) -> "Flow":
         """The same flow, which has taken mean and standard deviation from the training data."""
+        if (y is None) != (len(self.conditions.mean) == 0):
+            wanted = "(x_train, y_train)" if y is None else "(x_train), or context_dim="
+            raise ValueError(f"the context of this flow asks for flow.standardize{wanted}")
         self.data.fit(x)
         if y is not None:
             self.conditions.fit(y, name="the context y")
@@ -135,6 +144,8 @@ class Flow(nn.Module):
 
     def given(self, y: Float[Tensor, "batch context"]) -> "Flow":
         """The flow of p(x | y): the same parameters, with a row of y for each sample, or one."""
+        if not len(self.conditions.mean):
+            raise ValueError("this flow takes no context: set context_dim= when constructing")
         bound = copy.copy(self)
         bound.context = self.conditions(y)
         return bound
@@ -157,7 +168,7 @@ class Flow(nn.Module):
         statistics: Statistics | None = None,
     ) -> Float[Tensor, "*times batch d"]:
         """The data of reference points, or the standardized x(t) at falling times `save_at`."""
-        x = self._solve(self._field(len(z)), z, 1, 0, save_at, statistics)
+        x = self._solve(self._field(len(z)), self.data.checked(z), 1, 0, save_at, statistics)
         return x if save_at is not None else self.data.inverse(x)
 
     def transform(
@@ -204,8 +215,8 @@ class Flow(nn.Module):
         return Sample(self.data.inverse(start.z), log_prob)
 
     def _reference(self, n: int, generator: torch.Generator) -> Tensor:
-        z = torch.randn(n, self.d, generator=generator, dtype=self.data.mean.dtype)
-        return z.to(self.data.mean.device)
+        mean, device = self.data.mean, generator.device
+        return torch.randn(n, self.d, generator=generator, device=device, dtype=mean.dtype).to(mean)
 
     def _solve(self, f, state, t0, t1, save_at, statistics):
         how = {"save_at": save_at, "statistics": statistics, **self.solver}
@@ -238,6 +249,11 @@ class Flow(nn.Module):
                 phi = v.derivatives(t, s.z)
                 return Transformed(-phi.dx, -phi.laplacian)
 
+        elif self.solver.get("backprop") == "recompute" and torch.is_grad_enabled():
+            raise ValueError(
+                'torch.func cannot take a divergence inside of a checkpoint: backprop="through" or'
+                ' "adjoint" can, and so can a Potential with "recompute"'
+            )
         elif eps is None:
 
             def rates(t: Any, s: Transformed) -> Transformed:

@@ -150,7 +150,8 @@ class _SecondOrder(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        s, K0, b0, K, b, w, M = inputs = ctx.saved_tensors[:7]
+        saved = ctx.saved_tensors  # a checkpoint allows to unpack them once
+        s, K0, b0, K, b, w, M = inputs = saved[:7]
         none = torch.zeros_like(s[0]), torch.zeros_like(s), torch.zeros_like(s[0])
         dvalue, ds, dtrace = (
             zeros if g is None else g for zeros, g in zip(none, grads, strict=False)
@@ -158,7 +159,7 @@ class _SecondOrder(torch.autograd.Function):
         if torch.is_grad_enabled():
             pullback = vjp(partial(_second_order, h=ctx.h), *inputs)[1]
             return *pullback((dvalue, ds, dtrace)), None, None
-        basis, products, *stored = ctx.saved_tensors[7:]
+        basis, products, *stored = saved[7:]
         u, z, squares, slopes = (stored[i * len(K) : (i + 1) * len(K)] for i in range(4))
         z, slopes = [*z, w[:, None]], [*slopes, stored[-1]]
         columns = M if basis is None else M @ basis
