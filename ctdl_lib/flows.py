@@ -104,13 +104,12 @@ class Flow(nn.Module):
 
         log p(x) = log N(z; 0, I) + ℓ(1) − Σ log std.
 
-    Args of the constructor:
-        velocity: a `Potential` Φ, whose v = −∇Φ and ∇·v = −ΔΦ come in closed form, or a network
-            v(t, x), v(t, x, y) with a context; then ∇·v costs d vector–Jacobian products.
-        d, context_dim: the dimensions of x and of the context y.
-        solver: arguments of `integrate`, such as {"steps": 8} or {"tol": 1e-5}; the divergence of a
-            network does not go with backprop="recompute", that of a potential does.
-        standardize: with False, mean 0 and std 1 stand in for those of the data.
+    Args of the constructor: the `velocity`, a `Potential` Φ, whose v = −∇Φ and ∇·v = −ΔΦ come in
+    closed form, or a network v(t, x), or v(t, x, y) with a context, whose ∇·v costs d
+    vector–Jacobian products; the dimensions `d` of x and `context_dim` of y; `solver`, the
+    arguments of `integrate`, such as {"steps": 8} or {"tol": 1e-5} (the divergence of a network
+    does not go with backprop="recompute", that of a potential does). Without `standardize`, mean 0
+    and deviation 1 stand in for those of the data.
 
     Reference: chen2018neural, section 4; grathwohl2019ffjord.
     """

@@ -17,13 +17,13 @@ from ..transport import MeanFieldCost
 
 @dataclass(frozen=True, eq=False)
 class EntropicGame:
-    """The game E[∫ ½‖v‖² + Q(x) + ε log ρ dt] + λ KL(ρ(1)‖ρ₁) of a crowd with x(0) ~ ρ₀.
+    """The game E[∫ ½‖v‖² + Q(x) + η log ρ dt] + λ KL(ρ(1)‖ρ₁) of a crowd with x(0) ~ ρ₀.
 
     Q(x) = q·p(x₁, x₂) is a hill in the plane of the first two coordinates. All terms that depend on
     ρ are expectations of logarithms, so samples and log-determinants are enough to evaluate them.
 
     Args of the constructor: the densities `initial` ρ₀ and `target` ρ₁ in Rᵈ, the weights
-    `relative_entropy` λ > 0 and `entropy` ε ≥ 0, the `obstacle` p in R² and its `height` q.
+    `relative_entropy` λ > 0 and `entropy` η ≥ 0, the `obstacle` p in R² and its `height` q.
 
     Raises:
         ValueError: dimensions disagree, or a weight has the wrong sign.
@@ -68,7 +68,7 @@ class EntropicGame:
     def interaction(
         self, t: float | Tensor, x: Float[Tensor, "batch d"], log_density: Float[Tensor, " batch"]
     ) -> MeanFieldCost:
-        """The cost Q(x) + ε log ρ, and its variation Q(x) + ε(1 + log ρ)."""
+        """The cost Q(x) + η log ρ, and its variation Q(x) + η(1 + log ρ)."""
         cost = self.potential_energy(x) + self.entropy * log_density
         return MeanFieldCost(cost, cost + self.entropy)
 
