@@ -1,5 +1,6 @@
 """Derivatives of batched functions, and the test that a derivative is right."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,6 +15,11 @@ class Transformed(NamedTuple):
 
     z: Float[Tensor, "batch d"]
     log_det: Float[Tensor, " batch"]
+
+
+def standard_normal_log_prob(z: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+    """The value log N(z; 0, I) = −½‖z‖² − d/2 log 2π."""
+    return -0.5 * z.square().sum(-1) - 0.5 * z.shape[-1] * math.log(2 * math.pi)
 
 
 class Divergence(NamedTuple):

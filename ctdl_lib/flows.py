@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .calculus import Transformed, divergence, hutchinson
+from .calculus import Transformed, divergence, hutchinson, standard_normal_log_prob
 from .integrate import integrate
 from .potentials import Potential
 from .stepping import Statistics, Velocity
@@ -264,11 +264,6 @@ class Flow(nn.Module):
                 return Transformed(*hutchinson(partial(v, t), s.z, eps))
 
         return rates
-
-
-def standard_normal_log_prob(z: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
-    """The value log N(z; 0, I) = −½‖z‖² − d/2 log 2π."""
-    return -0.5 * z.square().sum(-1) - 0.5 * z.shape[-1] * math.log(2 * math.pi)
 
 
 def flow_matching(

@@ -185,9 +185,8 @@ class MLP(nn.Module):
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         sizes = [d + time + context_dim, *[width] * hidden, d]
         for n, m in pairwise(sizes):
-            bound = 1 / math.sqrt(n)
             for parameters, shape in ((self.weights, (m, n)), (self.biases, (m,))):
-                parameters.append((2 * torch.rand(shape, generator=generator) - 1) * bound)
+                parameters.append(_uniform(shape, n, generator))
 
     def forward(
         self,
@@ -196,7 +195,7 @@ class MLP(nn.Module):
         y: Float[Tensor, "batch context"] | None = None,
     ) -> Float[Tensor, "batch d"]:
         """The velocity at time t, a number, or a tensor of one time or of one a sample."""
-        time = [_column(t, x)] if self.time else []
+        time = [times_like(t, x)[:, None]] if self.time else []
         x = torch.cat([x, *time, *([] if y is None else [y])], 1)
         for i, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.addmm(b, self.activation(x) if i else x, W.T)
@@ -226,11 +225,10 @@ class ConcatSquash(nn.Module):
         self.activation = activation
         self.W, self.b, self.a, self.c, self.e = (nn.ParameterList() for _ in range(5))
         for n, m in pairwise([d + context_dim, *[width] * hidden, d]):
-            shapes = [(self.W, (m, n)), *((row, (m,)) for row in (self.b, self.a, self.c, self.e))]
-            for parameters, shape in shapes:
-                # W and b see n inputs, a, c and e only the time
-                bound = 1 / math.sqrt(n) if parameters in (self.W, self.b) else 1.0
-                parameters.append((2 * torch.rand(shape, generator=generator) - 1) * bound)
+            self.W.append(_uniform((m, n), n, generator))
+            self.b.append(_uniform((m,), n, generator))
+            for row in (self.a, self.c, self.e):  # they see the time alone
+                row.append(_uniform((m,), 1, generator))
 
     def forward(
         self,
@@ -239,7 +237,7 @@ class ConcatSquash(nn.Module):
         y: Float[Tensor, "batch context"] | None = None,
     ) -> Float[Tensor, "batch d"]:
         """The velocity at time t, a number, or a tensor of one time or of one a sample."""
-        t = _column(t, x)
+        t = times_like(t, x)[:, None]
         x = x if y is None else torch.cat([x, y], 1)
         rows = zip(self.W, self.b, self.a, self.c, self.e, strict=True)
         for i, (W, b, a, c, e) in enumerate(rows):
@@ -248,10 +246,13 @@ class ConcatSquash(nn.Module):
         return x
 
 
-def _column(t: Any, x: Tensor) -> Tensor:
-    """The time as a column, one row a sample."""
-    t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
-    return t.reshape(-1, 1).expand(len(x), 1)
+def _uniform(shape: tuple[int, ...], inputs: int, generator: torch.Generator | None) -> Tensor:
+    return (2 * torch.rand(shape, generator=generator) - 1) * (1 / math.sqrt(inputs))
+
+
+def times_like(t: Any, x: Tensor) -> Float[Tensor, " batch"]:
+    """The time t as one value a sample, from a number, a 0-dim tensor or a tensor (batch,)."""
+    return torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(x.shape[0])
 
 
 def time_smoothness(theta: Float[Tensor, "layers ..."], h: float) -> Float[Tensor, ""]:

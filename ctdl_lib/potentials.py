@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import grad, jvp, vjp, vmap
 
+from .networks import times_like
 from .sweeps import adjoints, features, second_order
 
 Time = float | int | Tensor
@@ -60,11 +61,6 @@ class Potential(nn.Module, abc.ABC):
         bound = copy.copy(self)
         bound.context = y
         return bound
-
-
-def times_like(t: Time, x: Tensor) -> Float[Tensor, " batch"]:
-    """The time t as one value a sample, from a number, a 0-dim tensor or a tensor (batch,)."""
-    return torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(x.shape[0])
 
 
 class AutodiffPotential(Potential):

@@ -1,12 +1,12 @@
 """Optimal transport and mean-field games with a learned potential: ẋ = −∇Φ(t, x)."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
+from .calculus import standard_normal_log_prob
 from .integrate import integrate
 from .potentials import Potential
 
@@ -110,7 +110,7 @@ def ot_flow(
             " likelihood the best flow stands still"
         )
     end = transport(potential, x, steps=steps)
-    nll = 0.5 * (end.x.square().sum(-1) + x.shape[1] * math.log(2 * math.pi)) - end.log_det
+    nll = -standard_normal_log_prob(end.x) - end.log_det
     return {
         "transport": end.transport_cost.mean(),
         "likelihood": likelihood * nll.mean(),
