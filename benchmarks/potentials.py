@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch._inductor.exc import InductorError
 
 from ctdl_lib.integrate import integrate
 from ctdl_lib.metrics import interleaved_times
@@ -67,6 +68,7 @@ def rows() -> Iterator[str]:
     yield gemm_share(43, 256, 64)
     yield described((13, 128, 256), "evaluation", sampling(13, 128, 256), rounds=50)
     yield described((784, 64, 128), "exact trace", traces(784, 64, 128), rounds=5)
+    yield from compiled(2, 32, 2048)
 
 
 def described(size, what: str, contenders, rounds: int) -> str:
@@ -158,3 +160,22 @@ def step_of(potential, x: Tensor) -> Callable[[], None]:
         potential.derivatives(0.5, x).laplacian.mean().backward()
 
     return run
+
+
+def compiled(d: int, width: int, batch: int) -> Iterator[str]:
+    """The plain formulas compiled: ours stay as they are, for compiling asks for a C++ compiler."""
+    phi, x = example(d, width, batch)
+    plain = PlainPotential(phi)
+    run = step_of(phi, x), step_of(plain, x)
+    fused = PlainPotential(phi)
+    fused.derivatives = torch.compile(plain.derivatives)
+    try:
+        step_of(fused, x)()
+    except InductorError as error:
+        yield f"torch.compile is left out: {str(error).splitlines()[0]}"
+        return
+    times = interleaved_times(
+        {"ours": run[0], "plain": run[1], "plain compiled": step_of(fused, x)}, rounds=20
+    )
+    found = ", ".join(f"{name} {1e3 * time:.2f} ms" for name, time in times.items())
+    yield f"d={d:<3} width={width:<4} batch={batch:<5}trace and its gradient: {found}"

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-# Entries of a block of columns of the Jacobian: two such arrays of floats fit a cache of 1 MB.
-CACHED = 2**17
+# Entries of a block of columns of the Jacobian: two such arrays of floats fit a cache of 2 MB.
+CACHED = 2**18
 
 
 class Features(NamedTuple):
@@ -235,7 +235,7 @@ def _sweep_back(
                 dKJ.addcmul_(slopes[i + 1][:, None], dJ, value=h)
             dK[i].addmm_(dKJ.flatten(1), J.pop().flatten(1).T)
             dJ.flatten(1).addmm_(K[i].T, dKJ.flatten(1))
-        dslopes[0] += (dJ * M[:, block, None]).sum(1)
+        dslopes[0][:, None].baddbmm_(M[:, None, block], dJ)
         dM[:, block] = (dJ * slopes[0][:, None]).sum(2)
     return dK, dslopes, dM
 
