@@ -1,10 +1,8 @@
 """Continuous normalizing flows: densities and samples from a velocity, whoever computes it."""
 
-import copy
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,92 +10,12 @@ from torch import Tensor, nn
 
 from .calculus import Transformed, divergence, hutchinson, standard_normal_log_prob
 from .integrate import integrate
+from .maps import Sample, TransportMap
 from .potentials import Potential
 from .stepping import Statistics, Velocity
 
 
-class Standardization(nn.Module):
-    """The map (x − mean)/std, column by column, and its inverse.
-
-    Mean and standard deviation are unknown until `fit` has seen the training data, or a state
-    dictionary brings them; what is kept with the weights cannot be forgotten when they are loaded.
-    `identity` leaves the data as they are instead.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, d: int, *, identity: bool = False):
-        super().__init__()
-        self.register_buffer("mean", torch.full((d,), 0.0 if identity else math.nan))
-        self.register_buffer("std", torch.full((d,), 1.0 if identity else math.nan))
-
-    def fit(self, x: Float[Tensor, "batch d"], *, name: str = "x") -> "Standardization":
-        """The same object, with the mean and the standard deviation of the columns of x.
-
-        Raises:
-            ValueError: x has a wrong shape, one row, entries that are not finite, or a column that
-                does not vary; the message names the columns.
-        """
-        wanted = len(self.mean)
-        if x.dim() != 2 or x.shape[1] != wanted:
-            raise ValueError(f"{name} must have shape (batch, {wanted}), got {tuple(x.shape)}")
-        if len(x) < 2:
-            raise ValueError(f"{name} has one row, but its spread needs at least two")
-        _refuse(~x.isfinite().all(0), name, "NaN or infinite entries: drop or impute those rows")
-        mean, std = x.mean(0), x.std(0)
-        constant = std <= 1e-6 * x.abs().amax(0)  # also what round-off alone makes vary
-        _refuse(constant, name, "no variation, and no density: drop them")
-        self.mean.copy_(mean)
-        self.std.copy_(std)
-        return self
-
-    def forward(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """The value (x − mean)/std.
-
-        Raises:
-            ValueError: `fit` has not been called, or x is not (batch, d).
-        """
-        return (self.checked(x) - self.mean) / self.std
-
-    def inverse(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """The value mean + std z."""
-        return self.mean + self.std * self.checked(z)
-
-    def log_det(self) -> Float[Tensor, ""]:
-        """The value −Σ log std, the logarithm of the determinant of the map."""
-        return -self.std.log().sum()
-
-    def checked(self, x: Tensor) -> Tensor:
-        """The same x.
-
-        Raises:
-            ValueError: nothing was fitted, or x is not (batch, d).
-        """
-        if bool(self.mean.isnan().any()):
-            raise ValueError(
-                "nothing was trained here: call flow.standardize(x_train) first, load a state"
-                " dictionary, or construct with standardize=False"
-            )
-        if x.dim() != 2 or x.shape[1] != len(self.mean):
-            wanted = len(self.mean)
-            raise ValueError(f"expected shape (batch, {wanted}), got {tuple(x.shape)}")
-        return x
-
-
-def _refuse(columns: Tensor, name: str, fault: str) -> None:
-    if bool(columns.any()):
-        raise ValueError(f"columns {columns.nonzero().flatten().tolist()} of {name} have {fault}")
-
-
-class Sample(NamedTuple):
-    """Points and the logarithm of the density at them."""
-
-    x: Float[Tensor, "batch d"]
-    log_prob: Float[Tensor, " batch"]
-
-
-class Flow(nn.Module):
+class Flow(TransportMap):
     """The map from data x to z = x(1), where ẋ = v(t, x) starts at the standardized x.
 
     The reference is N(0, I). With ℓ̇ = ∇·v, ℓ(0) = 0, the density of the data is
@@ -123,31 +41,8 @@ class Flow(nn.Module):
         context_dim: int = 0,
         standardize: bool = True,
     ):
-        super().__init__()
-        self.velocity, self.solver, self.d = velocity, solver, d
-        self.data = Standardization(d, identity=not standardize)
-        self.conditions = Standardization(context_dim, identity=not (standardize and context_dim))
-        self.context: Tensor | None = None
-
-    def standardize(
-        self, x: Float[Tensor, "batch d"], y: Float[Tensor, "batch context"] | None = None
-    ) -> "Flow":
-        """The same flow, which has taken mean and standard deviation from the training data."""
-        if (y is None) != (len(self.conditions.mean) == 0):
-            wanted = "(x_train, y_train)" if y is None else "(x_train), or context_dim="
-            raise ValueError(f"the context of this flow asks for flow.standardize{wanted}")
-        self.data.fit(x)
-        if y is not None:
-            self.conditions.fit(y, name="the context y")
-        return self
-
-    def given(self, y: Float[Tensor, "batch context"]) -> "Flow":
-        """The flow of p(x | y): the same parameters, with a row of y for each sample, or one."""
-        if not len(self.conditions.mean):
-            raise ValueError("this flow takes no context: set context_dim= when constructing")
-        bound = copy.copy(self)
-        bound.context = self.conditions(y)
-        return bound
+        super().__init__(d, context_dim=context_dim, standardize=standardize)
+        self.velocity, self.solver = velocity, solver
 
     def forward(
         self,
@@ -203,19 +98,15 @@ class Flow(nn.Module):
         self, n: int, generator: torch.Generator, *, statistics: Statistics | None = None
     ) -> Float[Tensor, "{n} d"]:
         """The images of n reference points; no divergence is computed."""
-        return self.inverse(self._reference(n, generator), statistics=statistics)
+        return self.inverse(self.reference(n, generator), statistics=statistics)
 
     def sample_with_log_prob(self, n: int, generator: torch.Generator) -> Sample:
         """The images of n reference points and log p there, both in one solve."""
-        z = self._reference(n, generator)
+        z = self.reference(n, generator)
         state = Transformed(z, z.new_zeros(n))
         start = self._solve(self._rates(n, None), state, 1, 0, None, None)
         log_prob = standard_normal_log_prob(z) - start.log_det + self.data.log_det()
         return Sample(self.data.inverse(start.z), log_prob)
-
-    def _reference(self, n: int, generator: torch.Generator) -> Tensor:
-        mean, device = self.data.mean, generator.device
-        return torch.randn(n, self.d, generator=generator, device=device, dtype=mean.dtype).to(mean)
 
     def _solve(self, f, state, t0, t1, save_at, statistics):
         how = {"save_at": save_at, "statistics": statistics, **self.solver}
@@ -223,14 +114,9 @@ class Flow(nn.Module):
 
     def _bound(self, n: int) -> Any:
         """The potential or network, with the context bound to n samples."""
-        y, wanted = self.context, len(self.conditions.mean)
+        y = self.context_of(n)
         if y is None:
-            if wanted:
-                raise ValueError(f"this flow has a context ({wanted},): call flow.given(y) first")
             return self.velocity
-        if len(y) not in (1, n):
-            raise ValueError(f"the context has {len(y)} rows for {n} samples: give one, or {n}")
-        y = y.expand(n, -1)
         if isinstance(self.velocity, Potential):
             return self.velocity.given(y)
         return lambda t, x: self.velocity(t, x, y)

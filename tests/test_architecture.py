@@ -14,18 +14,30 @@ import ctdl_lib
 ROOT = Path(ctdl_lib.__file__).parent
 # imports go only downwards: a module imports from the lines above its own
 LAYERS = [
-    {"architectures", "calculus", "grids", "landscape", "metrics", "stepping", "storage", "sweeps"},
-    {"adjoint", "networks", "training"},
+    {
+        "architectures",
+        "calculus",
+        "calibration",
+        "grids",
+        "landscape",
+        "metrics",
+        "stepping",
+        "storage",
+        "sweeps",
+    },
+    {"adjoint", "campaigns", "maps", "networks", "training"},
     {"integrate", "results"},
     {"potentials"},
     {
         "advection",
+        "convex",
         "flows",
         "invertible",
         "neural_odes",
         "pontryagin",
         "robustness",
         "sinkhorn",
+        "smc",
         "transport",
         "varpro",
     },

@@ -1,0 +1,306 @@
+"""Every map to a standard normal: its contexts, its scaling, its samples and its mode."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from torch.distributions import MultivariateNormal
+
+from ctdl_lib.calculus import Transformed, standard_normal_log_prob
+from ctdl_lib.convex import ConvexMap, ConvexPotential
+from ctdl_lib.flows import Flow
+from ctdl_lib.maps import Standardization, TransportMap
+from ctdl_lib.networks import MLP
+from ctdl_lib.potentials import ResNetPotential
+
+
+def a_flow(d=2, seed=1, context_dim=0, **others):
+    g = torch.Generator().manual_seed(seed)
+    phi = ResNetPotential(d, width=5, layers=3, rank=2, context_dim=context_dim, generator=g)
+    return Flow(phi, d, solver={"steps": 5}, context_dim=context_dim, **others)
+
+
+def a_network(d=2, seed=1, context_dim=0, **others):
+    g = torch.Generator().manual_seed(seed)
+    v = MLP(d, width=5, time=True, context_dim=context_dim, generator=g)
+    return Flow(v, d, solver={"steps": 5}, context_dim=context_dim, **others)
+
+
+def a_convex_map(d=2, seed=1, context_dim=0, **others):
+    g = torch.Generator().manual_seed(seed)
+    potential = ConvexPotential(d, context_dim=context_dim, width=6, layers=3, generator=g)
+    return ConvexMap(potential, d, context_dim=context_dim, tol=1e-11, **others)
+
+
+MAPS = {"flow": a_flow, "network": a_network, "convex map": a_convex_map}
+each_map = pytest.mark.parametrize("kind", MAPS)
+
+
+class Shear(TransportMap):
+    """The map z = L(x − m) of a known normal density, and nothing to train."""
+
+    def __init__(self, mean, L):
+        super().__init__(len(mean), standardize=False)
+        self.m, self.L = mean, L
+
+    def forward(self, x):
+        return (x - self.m) @ self.L.T
+
+    def inverse(self, z):
+        return torch.linalg.solve(self.L, z.T).T + self.m
+
+    def transform(self, x):
+        return Transformed(self(x), self.L.det().log().expand(len(x)))
+
+
+def draw(generator, n=9, d=2):
+    return torch.randn(n, d, generator=generator) * 1.5 + 0.4
+
+
+# --- one interface ------------------------------------------------------------------------------
+
+
+@each_map
+def test_the_inverse_is_one_and_the_determinant_that_of_the_jacobian(kind, generator):
+    found = MAPS[kind](3).standardize(draw(generator, 40, 3))
+    x = draw(generator, 5, 3)
+    # a flow with few steps inverts up to their error
+    assert torch.allclose(found.inverse(found(x)), x, atol=1e-9 if kind == "convex map" else 1e-4)
+    jacobian = torch.autograd.functional.jacobian(lambda x: found(x).sum(0), x).permute(1, 0, 2)
+    z, log_det = found.transform(x)
+    assert torch.allclose(z, found(x))
+    # … and adds up a trace, where the Jacobian of its steps has a determinant
+    assert torch.allclose(
+        log_det, torch.logdet(jacobian), atol=1e-10 if kind == "convex map" else 1e-3
+    )
+    assert torch.allclose(found.log_prob(x), standard_normal_log_prob(z) + log_det)
+
+
+@each_map
+def test_samples_come_with_their_log_density(kind, generator):
+    found = MAPS[kind]().standardize(draw(generator, 40))
+    x, log_prob = found.sample_with_log_prob(7, torch.Generator().manual_seed(3))
+    assert torch.allclose(x, found.sample(7, torch.Generator().manual_seed(3)))
+    assert torch.allclose(log_prob, found.log_prob(x), atol=1e-4)
+
+
+# --- context ------------------------------------------------------------------------------------
+
+
+def conditional(kind, generator):
+    found = MAPS[kind](context_dim=3)
+    return found.standardize(draw(generator, 400), draw(generator, 400, d=3))
+
+
+@each_map
+def test_a_conditional_map_is_one_map_for_each_context(kind, generator):
+    found = conditional(kind, generator)
+    x, y = draw(generator, 4), draw(generator, 4, d=3)
+    z = torch.randn(4, 2, generator=generator)
+    alone = [found.given(y[[i]]) for i in range(4)]
+    together = found.given(y)
+
+    def each(call):
+        return torch.cat([call(alone[i], i) for i in range(4)])
+
+    assert torch.allclose(together.log_prob(x), each(lambda f, i: f.log_prob(x[[i]])))
+    assert torch.allclose(together(x), each(lambda f, i: f(x[[i]])))
+    assert torch.allclose(together.inverse(z), each(lambda f, i: f.inverse(z[[i]])))
+    # the context matters, and one row of it serves all samples
+    assert (alone[0].log_prob(x) - together.log_prob(x))[1:].abs().min() > 1e-5
+    repeated = found.given(y[[0]].expand(4, 3))
+    assert torch.equal(alone[0].log_prob(x), repeated.log_prob(x))
+    assert alone[0].sample(9, generator).shape == (9, 2)
+    assert found.context is None
+
+
+@each_map
+def test_a_bound_map_trains_the_parameters_of_the_map(kind, generator):
+    found = conditional(kind, generator)
+    found.given(draw(generator, 4, d=3)).log_prob(draw(generator, 4)).sum().backward()
+    grads = [p.grad for p in found.parameters()]
+    constants = {"flow": 1}  # Φ's constant moves nothing
+    assert sum(g is None for g in grads) <= constants.get(kind, 0)
+    assert sum(float(g.norm()) for g in grads if g is not None) > 0
+
+
+@each_map
+def test_a_context_far_from_the_training_data_is_warned_of(kind, generator):
+    y = draw(generator, 50, d=3)
+    found = MAPS[kind](context_dim=3).standardize(draw(generator, 50), y)
+    found.given(y)  # no warning: warnings are errors here
+    beyond = y[[0]].clone()
+    beyond[0, 1] = y[:, 1].max() + 2.5 * y[:, 1].std()
+    with pytest.warns(UserWarning, match=r"column 1 by 2\.5 standard deviations"):
+        found.given(beyond)
+    beyond[0, 1] = y[:, 1].min() - 0.5 * y[:, 1].std()
+    with pytest.warns(UserWarning, match=r"column 1 by 0\.5 standard deviations"):
+        found.given(beyond)
+    MAPS[kind](context_dim=3, standardize=False).given(beyond)
+
+
+@each_map
+def test_scaling_and_range_are_kept_with_the_weights(kind, generator):
+    x, y = draw(generator, 30), draw(generator, 30, d=3)
+    found, fresh = (MAPS[kind](seed=seed, context_dim=3) for seed in (1, 2))
+    found.standardize(x, y)
+    assert torch.allclose(found.data(x).mean(0), torch.zeros(2), atol=1e-14)
+    assert torch.allclose(found.data(x).std(0), torch.ones(2))
+    assert torch.allclose(found.data.inverse(found.data(x)), x)
+    fresh.load_state_dict(found.state_dict())
+    assert torch.equal(fresh.given(y).log_prob(x), found.given(y).log_prob(x))
+    with pytest.warns(UserWarning, match="standard deviations"):
+        fresh.given(y + 9)
+
+
+@each_map
+def test_columns_on_different_scales_need_no_care(kind, generator):
+    x = torch.randn(30, 2, generator=generator) * torch.tensor([1e-3, 1e6]) + 3.0
+    plain = MAPS[kind](standardize=False).log_prob((x - x.mean(0)) / x.std(0))
+    assert torch.allclose(MAPS[kind]().standardize(x).log_prob(x), plain - x.std(0).log().sum())
+
+
+# --- bounds and the mode ------------------------------------------------------------------------
+
+
+class Above:
+    """The set of x with x₀ ≥ level."""
+
+    def __init__(self, level):
+        self.level = level
+
+    def inside(self, x):
+        return x[:, 0] >= self.level
+
+
+@pytest.fixture
+def normal():
+    return Shear(torch.tensor([1.0, -2.0]), torch.tensor([[2.0, 0.0], [1.0, 0.5]]))
+
+
+def test_samples_inside_are_those_of_the_truncated_density(normal, generator):
+    support, n = Above(1.25), 20_000
+    x, leakage = normal.sample_inside(support, n, generator)
+    assert x.shape == (n, 2)
+    assert support.inside(x).all()
+    share = 0.5 * math.erfc(0.5 / math.sqrt(2))  # of N(1, ¼) above 1.25
+    assert leakage == pytest.approx(1 - share, abs=4 * math.sqrt(share / n))
+    mean = 1 + 0.5 * math.exp(-1 / 8) / math.sqrt(2 * math.pi) / share
+    assert float(x[:, 0].mean()) == pytest.approx(mean, abs=4 * float(x[:, 0].std()) / n**0.5)
+    assert normal.sample_inside(Above(-99.0), 5, generator).leakage == 0
+
+
+def test_a_support_without_samples_is_no_endless_loop(normal, generator):
+    with pytest.raises(ValueError, match="of 500 samples, 0 lie in the support"):
+        normal.sample_inside(Above(99.0), 5, generator)
+
+
+def test_the_mode_of_a_normal_density_is_its_mean(normal, generator):
+    assert torch.allclose(normal.mode(3, generator), normal.m, atol=1e-7)
+    precision = normal.L.T @ normal.L
+    known = MultivariateNormal(normal.m, precision_matrix=precision).log_prob(normal.m[None] + 0.3)
+    assert torch.allclose(normal.log_prob(normal.m[None] + 0.3), known)
+
+
+@each_map
+def test_no_sample_has_more_density_than_the_mode(kind, generator):
+    found = conditional(kind, generator).given(torch.zeros(1, 3))
+    mode = found.mode(20, generator).requires_grad_(True)
+    top = found.log_prob(mode[None])
+    assert top > found.sample_with_log_prob(500, generator).log_prob.max()
+    (slope,) = torch.autograd.grad(top.sum(), mode)
+    assert slope.abs().max() < 1e-4
+    assert all(p.grad is None for p in found.parameters())
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+def plain(function):
+    """A method without the check of its annotated shapes, as a user calls it."""
+    return inspect.unwrap(function)
+
+
+def column(k, value):
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    x[:, k] = value
+    return x
+
+
+X = torch.zeros(4, 2)
+BAD = {
+    "a NaN": (
+        lambda new: new(3).standardize(column(1, math.nan)),
+        r"columns \[1\] of x have NaN or infinite entries: drop or impute",
+    ),
+    "an infinite context": (
+        lambda new: new(context_dim=3).standardize(column(0, 0.0)[:, 1:], column(2, math.inf)),
+        r"columns \[2\] of the context y have NaN",
+    ),
+    "a constant": (
+        lambda new: new(3).standardize(column(2, 1e9)),
+        r"columns \[2\] of x have no variation.*drop",
+    ),
+    "a constant up to round-off": (
+        lambda new: new(3).standardize(column(0, torch.tensor(0.1) + 1e-15 * torch.arange(6))),
+        r"columns \[0\] of x have no variation",
+    ),
+    "one row to standardize": (
+        lambda new: new().standardize(torch.zeros(1, 2)),
+        "one row.*at least two",
+    ),
+    "columns to standardize": (
+        lambda new: new().standardize(torch.zeros(5, 3)),
+        r"x must have shape \(batch, 2\), got \(5, 3\)",
+    ),
+    "a vector to standardize": (
+        lambda new: plain(Standardization.fit)(Standardization(2), torch.zeros(5)),
+        r"must have shape \(batch, 2\), got \(5,\)",
+    ),
+    "a vector": (
+        lambda new: plain(Standardization.forward)(new(standardize=False).data, torch.zeros(5)),
+        r"shape \(batch, 2\), got \(5,\)",
+    ),
+    "density of nothing trained": (lambda new: new().log_prob(X), r"\.standardize\(x_train\)"),
+    "samples of nothing trained": (
+        lambda new: new().sample(3, torch.Generator()),
+        "standardize=False",
+    ),
+    "no context": (
+        lambda new: new(context_dim=3, standardize=False).log_prob(X),
+        r"context \(3,\) here: call \.given\(y\)",
+    ),
+    "contexts of another number": (
+        lambda new: new(context_dim=3, standardize=False).given(torch.zeros(5, 3)).log_prob(X),
+        "context has 5 rows for 4 samples: give one, or 4",
+    ),
+    "a context of another size": (
+        lambda new: new(context_dim=3, standardize=False).given(torch.zeros(4, 2)),
+        r"shape \(batch, 3\), got \(4, 2\)",
+    ),
+    "a context that is not finite": (
+        lambda new: new(context_dim=3, standardize=False).given(column(1, math.nan)),
+        r"columns \[1\] of the context y have NaN",
+    ),
+    "a context where there is none": (
+        lambda new: new(standardize=False).given(torch.zeros(4, 3)),
+        "set context_dim=",
+    ),
+    "no context to standardize": (
+        lambda new: new(context_dim=3).standardize(column(0, 0.0)[:, 1:]),
+        r"\.standardize\(x_train, y_train\)",
+    ),
+    "a context to standardize where there is none": (
+        lambda new: new().standardize(X, X),
+        "context_dim=",
+    ),
+}
+
+
+@each_map
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_with_a_reason(kind, name):
+    call, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        call(MAPS[kind])
