@@ -1,6 +1,7 @@
 """Maps that are gradients of convex functions, inverted by Newton's method."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -129,7 +130,7 @@ class ConvexMap(TransportMap):
 
     Args of the constructor: the `potential`, convex in x, with its dimensions `d` and
     `context_dim`; the inverse is found where ‖∇G − z‖∞ ≤ `tol`. Without `standardize`, mean 0 and
-    deviation 1 stand in for those of the data.
+    deviation 1 stand in for those of the data; with a `box`, `BoxScaling` comes first.
 
     Reference: wang2023efficient.
     """
@@ -141,9 +142,10 @@ class ConvexMap(TransportMap):
         *,
         context_dim: int = 0,
         tol: float = 1e-5,
+        box: tuple[Sequence[float], Sequence[float]] | None = None,
         standardize: bool = True,
     ):
-        super().__init__(d, context_dim=context_dim, standardize=standardize)
+        super().__init__(d, context_dim=context_dim, box=box, standardize=standardize)
         if not tol > 0:
             raise ValueError(f"tol must be positive, got {tol}")
         self.potential, self.tol = potential, tol
@@ -155,10 +157,11 @@ class ConvexMap(TransportMap):
 
     def transform(self, x: Float[Tensor, "batch d"]) -> Transformed:
         """The reference points z = ∇G(x), and log |det ∂z/∂x|."""
-        at = self._second_order(self.data(x), self._steering(len(x)))
+        scaled = self.data.transform(x)
+        at = self._second_order(scaled.z, self._steering(len(x)))
         factor, _ = torch.linalg.cholesky_ex(at.hessian)
         log_det = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(-1)
-        return Transformed(at.gradient, log_det + self.data.log_det())
+        return Transformed(at.gradient, scaled.log_det + log_det)
 
     def inverse(self, z: Float[Tensor, "batch d"], *, steps: int = 100) -> Float[Tensor, "batch d"]:
         """The data x = argmin G(x) − zᵀx, by Newton's method with halved steps.

@@ -27,7 +27,7 @@ class Flow(TransportMap):
     vector–Jacobian products; the dimensions `d` of x and `context_dim` of y; `solver`, the
     arguments of `integrate`, such as {"steps": 8} or {"tol": 1e-5} (the divergence of a network
     does not go with backprop="recompute", that of a potential does). Without `standardize`, mean 0
-    and deviation 1 stand in for those of the data.
+    and deviation 1 stand in for those of the data; with a `box`, `BoxScaling` comes first.
 
     Reference: chen2018neural, section 4; grathwohl2019ffjord.
     """
@@ -39,9 +39,10 @@ class Flow(TransportMap):
         *,
         solver: dict[str, Any],
         context_dim: int = 0,
+        box: tuple[Sequence[float], Sequence[float]] | None = None,
         standardize: bool = True,
     ):
-        super().__init__(d, context_dim=context_dim, standardize=standardize)
+        super().__init__(d, context_dim=context_dim, box=box, standardize=standardize)
         self.velocity, self.solver = velocity, solver
 
     def forward(
@@ -79,9 +80,10 @@ class Flow(TransportMap):
                 the same for the whole solve: noise that changes with t is no function that a solver
                 could follow. A potential needs none.
         """
-        state = Transformed(self.data(x), x.new_zeros(len(x)))
+        scaled = self.data.transform(x)
+        state = Transformed(scaled.z, x.new_zeros(len(x)))
         end = self._solve(self._rates(len(x), eps), state, 0, 1, None, statistics)
-        return Transformed(end.z, end.log_det + self.data.log_det())
+        return Transformed(end.z, end.log_det + scaled.log_det)
 
     def log_prob(
         self,
@@ -105,8 +107,9 @@ class Flow(TransportMap):
         z = self.reference(n, generator)
         state = Transformed(z, z.new_zeros(n))
         start = self._solve(self._rates(n, None), state, 1, 0, None, None)
-        log_prob = standard_normal_log_prob(z) - start.log_det + self.data.log_det()
-        return Sample(self.data.inverse(start.z), log_prob)
+        x = self.data.inverse(start.z)
+        scaled = self.data.transform(x).log_det
+        return Sample(x, standard_normal_log_prob(z) - start.log_det + scaled)
 
     def _solve(self, f, state, t0, t1, save_at, statistics):
         how = {"save_at": save_at, "statistics": statistics, **self.solver}

@@ -4,6 +4,7 @@ import abc
 import copy
 import math
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -65,6 +66,10 @@ class Standardization(nn.Module):
         """The value −Σ log std, the logarithm of the determinant of the map."""
         return -self.std.log().sum()
 
+    def transform(self, x: Float[Tensor, "batch d"]) -> Transformed:
+        """The value (x − mean)/std, and −Σ log std for each row."""
+        return Transformed(self(x), self.log_det().expand(len(x)))
+
     def checked(self, x: Tensor) -> Tensor:
         """The same x.
 
@@ -80,6 +85,67 @@ class Standardization(nn.Module):
             wanted = len(self.mean)
             raise ValueError(f"expected shape (batch, {wanted}), got {tuple(x.shape)}")
         return x
+
+
+class BoxScaling(nn.Module):
+    """The map Φ⁻¹((x − low)/(high − low)) of a box to ℝᵈ, column by column, and its inverse.
+
+    Φ is the distribution function of N(0, 1). So a uniform prior becomes N(0, I), the reference:
+    where the context says nothing, nothing has to be moved, and no sample ever leaves the box.
+
+    Raises:
+        ValueError: `low` and `high` differ in length, or are not in order.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, low: Sequence[float], high: Sequence[float]):
+        super().__init__()
+        if len(low) != len(high) or not all(a < b for a, b in zip(low, high, strict=True)):
+            raise ValueError(f"want low < high for each column, got {low=} and {high=}")
+        self.register_buffer("low", torch.tensor(low, dtype=torch.get_default_dtype()))
+        self.register_buffer("high", torch.tensor(high, dtype=torch.get_default_dtype()))
+
+    def fit(self, x: Float[Tensor, "batch d"], *, name: str = "x") -> "BoxScaling":
+        """The same object: the box is known, but x has to lie in it.
+
+        Raises:
+            ValueError: x has a wrong shape, or entries outside of the box or not finite.
+        """
+        self.checked(x)
+        _refuse(~x.isfinite().all(0), name, "NaN or infinite entries: drop or impute those rows")
+        _refuse(~self._inside(x).all(0), name, "entries outside of the box: drop those rows")
+        return self
+
+    def forward(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """The value Φ⁻¹((x − low)/(high − low)); of x outside, that at the nearest face."""
+        share = (self.checked(x) - self.low) / (self.high - self.low)
+        edge = torch.finfo(x.dtype).eps  # beyond it the inverse would be infinite
+        return torch.special.ndtri(share.clamp(edge, 1 - edge))
+
+    def inverse(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """The value low + (high − low) Φ(z)."""
+        return self.low + (self.high - self.low) * torch.special.ndtr(self.checked(z))
+
+    def transform(self, x: Float[Tensor, "batch d"]) -> Transformed:
+        """The value Φ⁻¹((x − low)/(high − low)), and log |det| of the map; −∞ outside."""
+        z = self(x)
+        log_det = -standard_normal_log_prob(z) - (self.high - self.low).log().sum()
+        return Transformed(z, torch.where(self._inside(x).all(1), log_det, -math.inf))
+
+    def checked(self, x: Tensor) -> Tensor:
+        """The same x.
+
+        Raises:
+            ValueError: x is not (batch, d).
+        """
+        if x.dim() != 2 or x.shape[1] != len(self.low):
+            raise ValueError(f"expected shape (batch, {len(self.low)}), got {tuple(x.shape)}")
+        return x
+
+    def _inside(self, x: Tensor) -> Tensor:
+        return (x >= self.low) & (x <= self.high)
 
 
 def _refuse(columns: Tensor, name: str, fault: str) -> None:
@@ -121,16 +187,27 @@ class TransportMap(nn.Module, abc.ABC):
 
         log p(x) = log N(z; 0, I) + log |det ∂T/∂x̄| − Σ log std.
 
-    Args of the constructor: the dimensions `d` of x and `context_dim` of y. Without `standardize`,
-    mean 0 and deviation 1 stand in for those of the data.
+    Args of the constructor: the dimensions `d` of x and `context_dim` of y; the `box` (low, high)
+    that x is known to lie in, if there is one: then x̄ is that of `BoxScaling`. Without
+    `standardize`, mean 0 and deviation 1 stand in for those of the data.
     """
 
     seen: Tensor  # the range of each standardized y that was trained on
 
-    def __init__(self, d: int, *, context_dim: int = 0, standardize: bool = True):
+    def __init__(
+        self,
+        d: int,
+        *,
+        context_dim: int = 0,
+        box: tuple[Sequence[float], Sequence[float]] | None = None,
+        standardize: bool = True,
+    ):
         super().__init__()
         self.d = d
-        self.data = Standardization(d, identity=not standardize)
+        scaling = Standardization(d, identity=not standardize) if box is None else BoxScaling(*box)
+        self.data: Standardization | BoxScaling = scaling
+        if box is not None:
+            self.data.checked(torch.zeros(1, d))
         self.conditions = Standardization(context_dim, identity=not (standardize and context_dim))
         self.context: Tensor | None = None
         if context_dim:
@@ -247,8 +324,10 @@ class TransportMap(nn.Module, abc.ABC):
 
     def reference(self, n: int, generator: torch.Generator) -> Float[Tensor, "{n} d"]:
         """The n points drawn from N(0, I), on the map's device."""
-        mean, device = self.data.mean, generator.device
-        return torch.randn(n, self.d, generator=generator, device=device, dtype=mean.dtype).to(mean)
+        like = next(self.data.buffers())
+        shape = (n, self.d)
+        z = torch.randn(shape, generator=generator, device=generator.device, dtype=like.dtype)
+        return z.to(like)
 
     def context_of(self, n: int) -> Float[Tensor, "{n} context"] | None:
         """The standardized context, a row for each of n samples, or None where there is none.

@@ -5,12 +5,13 @@ import math
 
 import pytest
 import torch
+from scipy.stats import kstest
 from torch.distributions import MultivariateNormal
 
 from ctdl_lib.calculus import Transformed, standard_normal_log_prob
 from ctdl_lib.convex import ConvexMap, ConvexPotential
 from ctdl_lib.flows import Flow
-from ctdl_lib.maps import Standardization, TransportMap
+from ctdl_lib.maps import BoxScaling, Standardization, TransportMap
 from ctdl_lib.networks import MLP
 from ctdl_lib.potentials import ResNetPotential
 
@@ -214,6 +215,53 @@ def test_no_sample_has_more_density_than_the_mode(kind, generator):
     assert all(p.grad is None for p in found.parameters())
 
 
+# --- a box --------------------------------------------------------------------------------------
+
+BOX = ((-5.0, 0.0), (2.0, 0.1))
+
+
+def uniform(n, generator):
+    low, high = map(torch.tensor, BOX)
+    return low + (high - low) * torch.rand(n, 2, generator=generator)
+
+
+def test_a_box_becomes_the_whole_space_and_its_uniform_law_normal(generator):
+    scaling = BoxScaling(*BOX)
+    x = uniform(20_000, generator)
+    z, log_det = scaling.transform(x)
+    assert torch.allclose(scaling.inverse(z), x)
+    assert kstest(z.flatten().numpy(), "norm").pvalue > 0.01
+    # the density of x is that of z times the determinant: that of the box, everywhere
+    assert torch.allclose(standard_normal_log_prob(z) + log_det, -torch.tensor(0.7).log())
+    jacobian = torch.autograd.functional.jacobian(lambda x: scaling(x).sum(0), x[:5])
+    diagonal = jacobian.diagonal(dim1=0, dim2=2)
+    assert torch.allclose(diagonal.log().sum(1), log_det[:5])
+
+
+@each_map
+def test_nothing_leaves_the_box(kind, generator):
+    found = MAPS[kind](box=BOX, context_dim=3)
+    found.standardize(uniform(40, generator), draw(generator, 40, d=3))
+    bound = found.given(torch.zeros(1, 3))
+    x, log_prob = bound.sample_with_log_prob(500, generator)
+    low, high = map(torch.tensor, BOX)
+    assert ((x > low) & (x < high)).all()
+    assert torch.allclose(bound.log_prob(x), log_prob, atol=1e-3)
+    assert torch.equal(bound.log_prob(x[:2] + 100), torch.full((2,), -math.inf))
+    assert bound.log_prob(torch.stack([low, high])).isfinite().all()
+    # the density may grow without bound towards a face: substitute what makes it tend to zero
+    axis = torch.linspace(-8, 8, 161)
+    grid = bound.data.inverse(torch.cartesian_prod(axis, axis))
+    with torch.no_grad():
+        p = (bound.log_prob(grid) - bound.data.transform(grid).log_det).exp()
+    assert float(p.sum()) * 0.1**2 == pytest.approx(1.0, abs=2e-3)
+    mode = bound.mode(50, generator)
+    assert ((mode >= low) & (mode <= high)).all()
+    other = MAPS[kind](box=((0.0, 0.0), (1.0, 1.0)), seed=2, context_dim=3)
+    other.load_state_dict(found.state_dict())  # the box is kept with the weights
+    assert torch.equal(other.given(torch.zeros(1, 3)).log_prob(x), bound.log_prob(x))
+
+
 # --- bad input ----------------------------------------------------------------------------------
 
 
@@ -261,6 +309,22 @@ BAD = {
     "a vector": (
         lambda new: plain(Standardization.forward)(new(standardize=False).data, torch.zeros(5)),
         r"shape \(batch, 2\), got \(5,\)",
+    ),
+    "data outside of the box": (
+        lambda new: new(box=BOX).standardize(torch.tensor([[0.0, 0.05], [0.0, 0.2]])),
+        r"columns \[1\] of x have entries outside of the box",
+    ),
+    "NaN in the box": (
+        lambda new: new(box=BOX).standardize(torch.tensor([[math.nan, 0.05]])),
+        r"columns \[0\] of x have NaN",
+    ),
+    "a box upside down": (
+        lambda new: new(box=((0.0, 0.0), (1.0, -1.0))),
+        "want low < high for each column",
+    ),
+    "a box of another dimension": (
+        lambda new: new(box=((0.0,), (1.0,))),
+        r"shape \(batch, 1\), got \(1, 2\)",
     ),
     "density of nothing trained": (lambda new: new().log_prob(X), r"\.standardize\(x_train\)"),
     "samples of nothing trained": (
