@@ -11,7 +11,7 @@ from torch.func import grad, jvp, vmap
 from torch.nn import functional
 
 from .calculus import Transformed
-from .maps import TransportMap
+from .maps import Sample, TransportMap
 
 
 class Steering(NamedTuple):
@@ -36,7 +36,7 @@ class ConvexPotential(nn.Module):
     Args of the constructor: the dimensions `d` of x and `context_dim` of y; the `width` of both
     paths, the number of `layers` ≥ 1 of features; `generator` draws the weights.
 
-    Reference: amos2017input, section 3.2; wang2023efficient.
+    Reference: amos2017input; wang2023efficient.
     """
 
     def __init__(
@@ -174,6 +174,11 @@ class ConvexMap(TransportMap):
         with torch.no_grad():
             x = self._minimise(z, steering, steps)
         return self.data.inverse(x)
+
+    def sample_with_log_prob(self, n: int, generator: torch.Generator) -> Sample:
+        """The images of n reference points, and log p there."""
+        x = self.sample(n, generator)
+        return Sample(x, self.log_prob(x))
 
     def _minimise(self, z: Tensor, steering: list[Steering], steps: int) -> Tensor:
         x, length = torch.zeros_like(z), torch.ones_like(z[:, 0])

@@ -85,23 +85,6 @@ class Flow(TransportMap):
         end = self._solve(self._rates(len(x), eps), state, 0, 1, None, statistics)
         return Transformed(end.z, end.log_det + scaled.log_det)
 
-    def log_prob(
-        self,
-        x: Float[Tensor, "batch d"],
-        *,
-        eps: Float[Tensor, "batch d"] | None = None,
-        statistics: Statistics | None = None,
-    ) -> Float[Tensor, " batch"]:
-        """The value log p(x), or its unbiased estimate with Hutchinson's noise `eps`."""
-        z, log_det = self.transform(x, eps=eps, statistics=statistics)
-        return standard_normal_log_prob(z) + log_det
-
-    def sample(
-        self, n: int, generator: torch.Generator, *, statistics: Statistics | None = None
-    ) -> Float[Tensor, "{n} d"]:
-        """The images of n reference points; no divergence is computed."""
-        return self.inverse(self.reference(n, generator), statistics=statistics)
-
     def sample_with_log_prob(self, n: int, generator: torch.Generator) -> Sample:
         """The images of n reference points and log p there, both in one solve."""
         z = self.reference(n, generator)

@@ -5,7 +5,7 @@ import copy
 import math
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -263,19 +263,18 @@ class TransportMap(nn.Module, abc.ABC):
     def transform(self, x: Float[Tensor, "batch d"]) -> Transformed:
         """The reference points z = T(x), and log |det ∂z/∂x|."""
 
-    def log_prob(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
-        """The value log p(x)."""
-        z, log_det = self.transform(x)
-        return standard_normal_log_prob(z) + log_det
-
-    def sample(self, n: int, generator: torch.Generator) -> Float[Tensor, "{n} d"]:
-        """The images of n reference points."""
-        return self.inverse(self.reference(n, generator))
-
+    @abc.abstractmethod
     def sample_with_log_prob(self, n: int, generator: torch.Generator) -> Sample:
         """The images of n reference points, and log p there."""
-        x = self.sample(n, generator)
-        return Sample(x, self.log_prob(x))
+
+    def log_prob(self, x: Float[Tensor, "batch d"], **how: Any) -> Float[Tensor, " batch"]:
+        """The value log p(x), with the options of `transform`."""
+        z, log_det = self.transform(x, **how)
+        return standard_normal_log_prob(z) + log_det
+
+    def sample(self, n: int, generator: torch.Generator, **how: Any) -> Float[Tensor, "{n} d"]:
+        """The images of n reference points, with the options of `inverse`."""
+        return self.inverse(self.reference(n, generator), **how)
 
     def sample_inside(
         self, support: Support, n: int, generator: torch.Generator, *, attempts: int = 100

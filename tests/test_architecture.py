@@ -53,9 +53,13 @@ def module_of(path):
 
 
 def imports(path):
+    """What a file imports from the library, a package inside of it by its own name."""
+    package = path.relative_to(ROOT).parts[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
-            yield from [node.module.split(".")[0]] if node.module else [a.name for a in node.names]
+            above = package[: len(package) + 1 - node.level]
+            for name in [node.module] if node.module else [a.name for a in node.names]:
+                yield (*above, *name.split("."))[0]
 
 
 def functions():

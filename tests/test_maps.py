@@ -11,7 +11,7 @@ from torch.distributions import MultivariateNormal
 from ctdl_lib.calculus import Transformed, standard_normal_log_prob
 from ctdl_lib.convex import ConvexMap, ConvexPotential
 from ctdl_lib.flows import Flow
-from ctdl_lib.maps import BoxScaling, Standardization, TransportMap
+from ctdl_lib.maps import BoxScaling, Sample, Standardization, TransportMap
 from ctdl_lib.networks import MLP
 from ctdl_lib.potentials import ResNetPotential
 
@@ -53,6 +53,10 @@ class Shear(TransportMap):
 
     def transform(self, x):
         return Transformed(self(x), self.L.det().log().expand(len(x)))
+
+    def sample_with_log_prob(self, n, generator):
+        x = self.sample(n, generator)
+        return Sample(x, self.log_prob(x))
 
 
 def draw(generator, n=9, d=2):

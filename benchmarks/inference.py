@@ -1,0 +1,120 @@
+"""Posteriors p(x | y) by this book's maps and by those of zuko: a step of training, and samples."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import zuko
+from torch import Tensor, nn
+
+from ctdl_lib.convex import ConvexMap, ConvexPotential
+from ctdl_lib.flows import Flow, flow_matching
+from ctdl_lib.metrics import interleaved_times
+from ctdl_lib.networks import MLP
+from ctdl_lib.potentials import ResNetPotential
+from ctdl_lib.transport import ot_flow
+
+D, CONTEXT = 4, 9  # parameters and statistics of the stochastic Lotka–Volterra problem
+WIDTH, BATCH, STEPS, DRAWS = 128, 256, 8, 2000
+
+
+def rows() -> Iterator[str]:
+    yield from described(f"training step, batch={BATCH}", training(), rounds=10)
+    yield from described(f"{DRAWS} samples for one y", sampling(), rounds=5)
+
+
+def described(what: str, contenders: dict, rounds: int) -> Iterator[str]:
+    """The first contender is what the others are compared with."""
+    times = interleaved_times({name: run for name, (_, run) in contenders.items()}, rounds=rounds)
+    ours = next(iter(times.values()))
+    for name, (model, _) in contenders.items():
+        size = sum(parameter.numel() for parameter in model.parameters())
+        yield (
+            f"{what}: {name:<19}{size:>6} parameters {1e3 * times[name]:8.2f} ms,"
+            f" ratio {times[name] / ours:.2g}"
+        )
+
+
+def cot_potential() -> ResNetPotential:
+    generator = torch.Generator().manual_seed(0)
+    return ResNetPotential(D, context_dim=CONTEXT, width=WIDTH, generator=generator)
+
+
+def pcp_map() -> ConvexMap:
+    generator = torch.Generator().manual_seed(0)
+    how = {"context_dim": CONTEXT, "width": WIDTH, "layers": 3}
+    potential = ConvexPotential(D, **how, generator=generator)
+    return ConvexMap(potential, D, context_dim=CONTEXT, standardize=False)
+
+
+def matched_velocity() -> MLP:
+    generator = torch.Generator().manual_seed(0)
+    return MLP(D, width=WIDTH, time=True, context_dim=CONTEXT, generator=generator)
+
+
+def spline_flow() -> zuko.flows.NSF:
+    return zuko.flows.NSF(D, CONTEXT, transforms=5, hidden_features=(64, 64))
+
+
+def training() -> dict[str, tuple[nn.Module, Callable[[], None]]]:
+    """One gradient of what each minimises, without the optimizer, which is the same for all."""
+    x, y, z, t = data(BATCH)
+    phi, pcp, velocity = cot_potential(), pcp_map(), matched_velocity()
+    exact, probed = zuko.flows.CNF(D, CONTEXT), zuko.flows.CNF(D, CONTEXT, exact=False)
+    spline = spline_flow()
+
+    def cot_loss() -> Tensor:
+        terms = ot_flow(phi.given(y), x, steps=STEPS, likelihood=10.0, hjb=1.0)
+        return sum(terms.values(), x.new_zeros(()))
+
+    def matching_loss() -> Tensor:
+        return flow_matching(lambda t, x: velocity(t, x, y), x, z, t)
+
+    return {
+        "COT-Flow": (phi, gradient(phi, cot_loss)),
+        "PCP-Map": (pcp, gradient(pcp, lambda: -pcp.given(y).log_prob(x).mean())),
+        "zuko CNF": (exact, gradient(exact, lambda: -exact(y).log_prob(x).mean())),
+        "zuko CNF, one probe": (probed, gradient(probed, lambda: -probed(y).log_prob(x).mean())),
+        "zuko NSF": (spline, gradient(spline, lambda: -spline(y).log_prob(x).mean())),
+        "flow matching": (velocity, gradient(velocity, matching_loss)),
+    }
+
+
+def gradient(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    def run():
+        model.zero_grad()
+        loss().backward()
+
+    return run
+
+
+def sampling() -> dict[str, tuple[nn.Module, Callable[[], object]]]:
+    """Samples of untrained maps: after training, the adaptive ones take more steps than here."""
+    y = data(1)[1]
+    generator = torch.Generator().manual_seed(1)
+    solver = {"steps": STEPS}
+    cot, velocity = (
+        Flow(v, D, solver=solver, context_dim=CONTEXT, standardize=False)
+        for v in (cot_potential(), matched_velocity())
+    )
+    pcp, cnf, spline = pcp_map(), zuko.flows.CNF(D, CONTEXT), spline_flow()
+
+    def ours(model: Flow | ConvexMap) -> tuple[nn.Module, Callable[[], object]]:
+        return model, torch.no_grad()(lambda: model.given(y).sample(DRAWS, generator))
+
+    def theirs(model: zuko.lazy.Flow) -> tuple[nn.Module, Callable[[], object]]:
+        return model, torch.no_grad()(lambda: model(y[0]).sample((DRAWS,)))
+
+    return {
+        "COT-Flow": ours(cot),
+        "PCP-Map, Newton": ours(pcp),
+        "zuko CNF": theirs(cnf),
+        "zuko NSF": theirs(spline),
+        "flow matching": ours(velocity),
+    }
+
+
+def data(n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    x, z = torch.randn(2, n, D, generator=generator)
+    y = torch.randn(n, CONTEXT, generator=generator)
+    return x, y, z, torch.rand(n, generator=generator)

@@ -1,0 +1,168 @@
+"""The compiled Gillespie simulator against the loop that one writes with NumPy, and without."""
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctdl_lib.metrics import interleaved_times
+from ctdl_lib.problems.lotka_volterra import THETA, StochasticLotkaVolterra, statistics
+
+CHANGES = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
+PROBLEM = StochasticLotkaVolterra()
+FEW = 4  # simulations at θ* by a plain loop; seconds are those of one
+
+
+def rows() -> Iterator[str]:
+    yield compared("oscillations", log_theta(0))
+    yield compared("extinction", log_theta(1))
+    yield compared("prior", PROBLEM.prior.sample(16, torch.Generator().manual_seed(1)).double())
+    yield campaign(50_000)
+    yield summaries(5000)
+
+
+def log_theta(index: int, n: int = FEW) -> Tensor:
+    return torch.tensor(THETA[index], dtype=torch.float64).log().expand(n, 4)
+
+
+def seeds(n: int) -> np.ndarray:
+    return np.random.SeedSequence(0).generate_state(n, np.uint64)
+
+
+def compared(what: str, x: Tensor) -> str:
+    """One simulation and its statistics, of the mean over the same few parameters.
+
+    By their own random numbers the contenders make about as many reactions each. The compiled one
+    simulates each row often, for otherwise the clock would measure how long the call takes.
+    """
+    often = 50
+    many = x.repeat(often, 1)
+    contenders = {
+        "compiled": lambda: PROBLEM.simulate(many, seeds(len(many))),
+        "NumPy loop": plainly(numpy_path, x),
+        "Python loop": plainly(python_path, x),
+    }
+    times = interleaved_times(contenders, rounds=3)
+    times["compiled"] /= often
+    ours, *others = (time / len(x) for time in times.values())
+    slower = ", ".join(
+        f"{name} {1e3 * time:.1f} ms ({time / ours:.0f} times)"
+        for name, time in zip(list(times)[1:], others, strict=True)
+    )
+    reactions = PROBLEM.paths(many, seeds(len(many))).reactions.double().mean()
+    return f"{what:<13}{reactions:5.0f} reactions: compiled {1e6 * ours:.1f} µs, {slower}"
+
+
+def plainly(path: Callable, x: Tensor) -> Callable[[], None]:
+    def run():
+        rng = np.random.default_rng(0)
+        chance = random.Random(0)
+        for row in x.exp().tolist():
+            states = path(row, rng if path is numpy_path else chance)
+            if states is not None:
+                numpy_statistics(np.asarray(states, float))
+
+    return run
+
+
+def numpy_path(theta: list[float], rng: np.random.Generator) -> np.ndarray | None:
+    """The algorithm with arrays, or None where it is given up."""
+    state, t, reactions = np.array(PROBLEM.start), 0.0, 0
+    states = np.empty((len(PROBLEM.times), 2))
+    for k, recorded in enumerate(PROBLEM.times.tolist()):
+        while t <= recorded:
+            X, Y = before = state
+            rates = np.array(theta) * np.array([X * Y, X, Y, X * Y])
+            total = rates.sum()
+            if total == 0:
+                states[k:] = state
+                return states
+            t += rng.exponential(1 / total)
+            state = state + CHANGES[rng.choice(4, p=rates / total)]
+            reactions += 1
+            if reactions > PROBLEM.max_reactions:
+                return None
+        states[k] = before
+    return states
+
+
+def python_path(theta: list[float], rng: random.Random) -> list[tuple[int, int]] | None:
+    """The same without arrays, in whole numbers and branches."""
+    a, b, c, d = theta
+    (X, Y), t, reactions = PROBLEM.start, 0.0, 0
+    before, states = (X, Y), []
+    times = PROBLEM.times.tolist()
+    for recorded in times:
+        while t <= recorded:
+            before = X, Y
+            first = a * X * Y
+            second = first + b * X
+            third = second + c * Y
+            total = third + d * X * Y
+            if total == 0:
+                t = math.inf
+                break
+            t += rng.expovariate(total)
+            level = rng.random() * total
+            if level < first:
+                X += 1
+            elif level < second:
+                X -= 1
+            elif level < third:
+                Y += 1
+            else:
+                Y -= 1
+            reactions += 1
+            if reactions > PROBLEM.max_reactions:
+                return None
+        states.append(before)
+    return states
+
+
+def numpy_statistics(path: np.ndarray) -> list[float]:
+    found = [*path.mean(0), *np.log(path.var(0) + 1)]
+    scale = np.where(path.std(0) > 0, path.std(0), 1)
+    Z = (path - path.mean(0)) / scale
+    for z in Z.T:
+        found += [z[:-lag] @ z[lag:] / (len(z) - 1) for lag in (1, 2)]
+    return [*found, (Z[:, 0] * Z[:, 1]).mean()]
+
+
+def campaign(n: int) -> str:
+    x = PROBLEM.prior.sample(n, torch.Generator().manual_seed(0)).double()
+    wanted = seeds(n)
+    PROBLEM.simulate(x[:1], wanted[:1])
+    started = time.perf_counter()
+    completed = PROBLEM.simulate(x, wanted).completed.double()
+    passed = time.perf_counter() - started
+    reactions = int(sum(PROBLEM.paths(*part).reactions.sum() for part in parts(x, wanted)))
+    share = 1 - float(completed.mean())
+    error = math.sqrt(share * (1 - share) / n)
+    return (
+        f"{n} simulations at the prior, one after the other: {passed:.2f} s,"
+        f" {1e9 * passed / reactions:.1f} ns a reaction; {share:.2%} ± {error:.2%} given up"
+    )
+
+
+def parts(x: Tensor, wanted: np.ndarray, size: int = 5000):
+    """So that not all paths are in memory at once."""
+    for start in range(0, len(x), size):
+        yield x[start : start + size], wanted[start : start + size]
+
+
+def summaries(n: int) -> str:
+    states = PROBLEM.paths(log_theta(1, n), seeds(n)).states
+    paths = list(states.numpy())
+    contenders = {
+        "compiled": lambda: statistics(states),
+        "NumPy": lambda: [numpy_statistics(path) for path in paths],
+    }
+    ours, other = interleaved_times(contenders, rounds=3).values()
+    return (
+        f"statistics of a path: compiled {1e6 * ours / n:.2f} µs, NumPy {1e6 * other / n:.0f} µs,"
+        f" ratio {other / ours:.0f}"
+    )

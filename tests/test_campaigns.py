@@ -1,0 +1,410 @@
+import functools
+import json
+import math
+import multiprocessing
+import os
+import signal
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from ctdl_lib import campaigns
+from ctdl_lib.campaigns import Simulated, SimulationError, TaskError, run, seeds, simulate
+
+CALLS = []  # the rows of each call of a simulator in this process
+
+
+def noisy(x, seeds):
+    """Three noisy columns, of which some rows do not complete; each row has its own generator."""
+    CALLS.append(len(x))
+    generators = [np.random.default_rng(seed) for seed in seeds]
+    noise = np.array([g.standard_normal(3) for g in generators]).reshape(len(x), 3)
+    completed = torch.from_numpy(np.abs(noise[:, 0]) < 1.5)
+    y = x.sum(1, keepdim=True) + torch.from_numpy(noise).to(x.dtype)
+    return Simulated(y, completed)
+
+
+def slow(x, seeds):
+    time.sleep(0.05)
+    return noisy(x, seeds)
+
+
+def raising(x, seeds):
+    if (x[:, 0] == 13).any():
+        raise ZeroDivisionError("thirteen")
+    return noisy(x, seeds)
+
+
+def deadly(x, seeds):
+    if (x[:, 0] == 13).any():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return noisy(x, seeds)
+
+
+class AwkwardError(Exception):
+    """Cannot be made again in another process: its arguments are not those of its constructor."""
+
+    def __init__(self, a, b):
+        super().__init__(f"{a} and {b}")
+
+
+def awkward(x, seeds):
+    raise AwkwardError("one", "two")
+
+
+@dataclass(frozen=True)
+class Scaled:
+    scale: float
+
+    def simulate(self, x, seeds):
+        y, completed = noisy(x, seeds)
+        return Simulated(self.scale * y, completed)
+
+
+def parameters(n=230):
+    columns = torch.arange(n), torch.linspace(-1, 1, n, dtype=torch.float64)
+    return torch.stack(columns, 1)
+
+
+def same(a, b):
+    """Bit for bit, NaN too."""
+    assert a.y.dtype == b.y.dtype
+    assert a.y.numpy().tobytes() == b.y.numpy().tobytes()
+    assert torch.equal(a.completed, b.completed)
+    return True
+
+
+@pytest.fixture(scope="module")
+def serial():
+    return simulate(noisy, parameters(), seed=5)
+
+
+def pool(start, workers=2):
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(start))
+
+
+# From Python 3.12 on, a fork of a process with threads is deprecated; these children use none.
+FORKS = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+
+
+def test_each_row_is_simulated_with_its_own_seed(serial):
+    x = parameters()
+    for i in (0, 1, 117, 229):
+        alone = noisy(x[i : i + 1], seeds(230, 5)[i : i + 1])
+        assert serial.completed[i] == alone.completed[0]
+        if serial.completed[i]:
+            assert torch.equal(serial.y[i], alone.y[0])
+    assert serial.y.isnan().all(1).equal(~serial.completed)
+    assert 0 < serial.completed.sum() < 230
+
+
+def test_seeds_are_distinct_and_those_of_fewer_simulations_come_first():
+    many = seeds(200_000, 3)
+    assert len(np.unique(many)) == len(many)
+    assert np.array_equal(seeds(777, 3), many[:777])
+    assert not np.intersect1d(many, seeds(1000, 4)).size
+    assert not np.array_equal(seeds(5, [3, 1]), seeds(5, [3, 2]))
+    assert np.array_equal(seeds(3, 9), np.random.SeedSequence(9).generate_state(3, np.uint64))
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 229, 230, 1000])
+def test_chunks_do_not_change_a_bit(serial, chunk):
+    assert same(simulate(noisy, parameters(), seed=5, chunk=chunk), serial)
+
+
+@FORKS
+@pytest.mark.parametrize("start", ["spawn", "fork"])
+def test_processes_do_not_change_a_bit(serial, start):
+    with pool(start) as executor:
+        assert same(simulate(noisy, parameters(), seed=5, chunk=9, executor=executor), serial)
+
+
+def test_few_tasks_wait_at_a_time_however_many_there_are(serial, monkeypatch):
+    monkeypatch.setattr(campaigns, "WINDOW", 3)
+    made = []
+
+    def tasks():
+        for k in range(40):
+            made.append(k)
+            yield (k,)
+
+    with ThreadPoolExecutor(2) as executor:
+        for seen, _ in enumerate(campaigns._outcomes(abs, tasks(), executor)):
+            assert len(made) <= seen + 3
+        assert same(simulate(noisy, parameters(), seed=5, chunk=2, executor=executor), serial)
+    assert len(made) == 40
+
+
+def test_float32_stays_and_other_seeds_differ(serial):
+    x = parameters().float()
+    single = simulate(noisy, x, seed=5)
+    assert single.y.dtype == torch.float32
+    assert torch.allclose(single.y.double(), serial.y, rtol=1e-6, atol=1e-6, equal_nan=True)
+    assert not torch.equal(simulate(noisy, x, seed=6).completed, single.completed)
+
+
+def test_no_rows_are_an_observation_of_the_right_width():
+    y, completed = simulate(noisy, parameters(0), seed=0)
+    assert y.shape == (0, 3)
+    assert completed.shape == (0,)
+    assert run(abs, []) == []
+
+
+def test_progress_wraps_the_chunks():
+    seen = []
+
+    def progress(chunks, total, desc):
+        for chunk in chunks:
+            seen.append((chunk, total, desc))
+            yield chunk
+
+    simulate(noisy, parameters(), seed=0, chunk=100, progress=progress)
+    assert seen == [(k, 3, "simulations") for k in range(3)]
+    with pytest.raises(SimulationError, match=r"130 of 230 simulations failed.*it was not run"):
+        simulate(
+            noisy, parameters(), seed=0, chunk=100, progress=lambda chunks, **_: [next(chunks)]
+        )
+
+
+def killed_after(chunks, folder):
+    """A process that simulates and is killed by SIGKILL when some chunks are done."""
+
+    def progress(iterable, total, desc):
+        for done, chunk in enumerate(iterable, 1):
+            yield chunk
+            if done == chunks:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def target():
+        simulate(noisy, parameters(), seed=5, chunk=20, folder=folder, progress=progress)
+
+    process = multiprocessing.get_context("fork").Process(target=target)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+@FORKS
+def test_a_killed_campaign_goes_on_where_it_stopped(tmp_path, serial):
+    assert killed_after(3, tmp_path / "c") == -signal.SIGKILL
+    assert killed_after(3 + 4, tmp_path / "c") == -signal.SIGKILL
+    CALLS.clear()
+    resumed = simulate(noisy, parameters(), seed=5, chunk=20, folder=tmp_path / "c")
+    assert same(resumed, serial)
+    assert CALLS == [20, 20, 20, 20, 10]  # of 12 chunks, those that were not done
+    CALLS.clear()
+    again = simulate(noisy, parameters(), seed=5, chunk=20, folder=tmp_path / "c")
+    assert same(again, serial)
+    assert not CALLS
+
+
+def test_another_campaign_is_refused_and_what_differs_is_named(tmp_path):
+    x = parameters()
+    arguments = {"seed": 5, "chunk": 50, "folder": tmp_path}
+    first = simulate(Scaled(2.0).simulate, x, **arguments)
+    for simulator, other, changed, differing in [
+        (Scaled(2.0).simulate, x, {"seed": 6}, "seed is 5 there and 6 here"),
+        (Scaled(2.0).simulate, x, {"seed": (5, 1)}, r"seed is 5 there and \[5, 1\] here"),
+        (Scaled(2.0).simulate, x, {"chunk": 51}, "chunk is 50 there and 51 here"),
+        (Scaled(2.0).simulate, x + 1e-9, {}, ": hash of x"),
+        (Scaled(2.0).simulate, x[1:], {}, r"\(230, 2\)' there and 'float64 of shape \(229, 2\)"),
+        (Scaled(3.0).simulate, x, {}, r"simulator is .*scale=2.0.*scale=3.0"),
+        (functools.partial(noisy, extra=1), x, {}, r"simulator is .*noisy of \(\) {'extra': 1}"),
+    ]:
+        with pytest.raises(ValueError, match=f"another campaign.*{differing}"):
+            simulate(simulator, other, **arguments | changed)
+    assert same(simulate(Scaled(2.0).simulate, x, **arguments), first)
+    assert json.loads((tmp_path / "campaign.json").read_text())["simulator"].endswith(
+        "test_campaigns.Scaled.simulate of Scaled(scale=2.0)"
+    )
+
+
+@FORKS
+@pytest.mark.parametrize("start", [None, "fork"])
+def test_of_a_simulator_that_raises_nothing_else_is_lost(tmp_path, serial, start):
+    x = parameters()
+    x[[40, 41, 200], 0] = 13
+    whole = simulate(noisy, x, seed=5)
+    arguments = {"seed": 5, "chunk": 20, "folder": tmp_path}
+    one = pool(start) if start else nullcontext()
+    with one as executor, pytest.raises(SimulationError) as caught:
+        simulate(raising, x, executor=executor, **arguments)
+    error = caught.value
+    assert error.rows == [13, 40, 41, 200]
+    text = f"4 of 230 simulations failed, rows 13, 40, 41, 200; row 13, with x = {x[13].tolist()}"
+    assert text in str(error)
+    assert f"seed {seeds(230, 5)[13]}: ZeroDivisionError: thirteen" in str(error)
+    assert isinstance(error.__cause__, ZeroDivisionError)
+    assert 'in raising\n    raise ZeroDivisionError("thirteen")' in error.__cause__.__notes__[0]
+    good = torch.ones(230, dtype=torch.bool)
+    good[error.rows] = False
+    assert same(Simulated(*(p[good] for p in error.partial)), Simulated(*(p[good] for p in whole)))
+    assert not error.partial.completed[~good].any()
+    assert error.partial.y[~good].isnan().all()
+    # only the rows that failed are tried again
+    CALLS.clear()
+    with pytest.raises(SimulationError, match="4 of 230"):
+        simulate(raising, x, **arguments)
+    assert not CALLS
+
+
+def test_what_raised_is_not_tried_again_when_it_has_been_repaired(tmp_path, serial, monkeypatch):
+    x = parameters()
+    with pytest.raises(SimulationError):
+        simulate(raising, x, seed=5, chunk=20, folder=tmp_path)
+    monkeypatch.setattr(torch.Tensor, "__eq__", lambda a, b: torch.zeros(len(a), dtype=torch.bool))
+    CALLS.clear()
+    repaired = simulate(raising, x, seed=5, chunk=20, folder=tmp_path)
+    monkeypatch.undo()
+    assert CALLS == [1]
+    assert same(repaired, serial)
+
+
+@FORKS
+def test_a_pool_that_breaks_keeps_what_was_finished(tmp_path, serial):
+    arguments = {"seed": 5, "chunk": 4, "folder": tmp_path}
+    died = pytest.raises(SimulationError, match=r"A process of the pool died.*new executor")
+    with pool("fork", workers=1) as executor, died as caught:
+        simulate(deadly, parameters(), executor=executor, **arguments)
+    assert isinstance(caught.value.__cause__, BrokenProcessPool)
+    partial = caught.value.partial
+    assert same(Simulated(*(p[:12] for p in partial)), Simulated(*(p[:12] for p in serial)))
+    assert caught.value.rows == list(range(12, 230))
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3
+    # a pool that is broken from the start
+    with pytest.raises(SimulationError, match=r"218 of 230.*A process of the pool died"):
+        simulate(deadly, parameters(), executor=executor, **arguments)
+
+
+def wrong(case):
+    y, completed = torch.zeros(230, 3), torch.ones(230, dtype=torch.bool)
+    return {
+        "a tensor": y,
+        "three parts": (y, completed, y),
+        "an array": (y.numpy(), completed),
+        "flat": (y[:, 0], completed),
+        "short": (y[1:], completed),
+        "integers": (y.long(), completed),
+        "a mask of floats": (y, completed.double()),
+        "a mask of another length": (y, completed[1:]),
+    }[case]
+
+
+@pytest.mark.parametrize(
+    ("case", "got"),
+    [
+        ("a tensor", r"it returned Tensor torch.float64\[230, 3\]"),
+        ("three parts", r"and Tensor torch.bool\[230\] and Tensor torch.float64"),
+        ("an array", r"ndarray float64\[230, 3\]"),
+        ("flat", r"Tensor torch.float64\[230\] and"),
+        ("short", r"Tensor torch.float64\[229, 3\] and"),
+        ("integers", r"Tensor torch.int64\[230, 3\] and"),
+        ("a mask of floats", r"and Tensor torch.float64\[230\]"),
+        ("a mask of another length", r"and Tensor torch.bool\[229\]"),
+    ],
+)
+def test_what_a_simulator_returns_is_checked(case, got):
+    with pytest.raises(TypeError, match=rf"must return Simulated.*\(230, m\).*{got}"):
+        simulate(lambda x, seeds: wrong(case), parameters(), seed=0)
+
+
+def test_rows_of_different_widths_are_refused():
+    def uneven(x, seeds):
+        return Simulated(torch.zeros(len(x), 2 + (x[0, 0] >= 20)), torch.ones(len(x)) > 0)
+
+    with pytest.raises(TypeError, match="3 columns of float64 for row 20, but 2 of float64 before"):
+        simulate(uneven, parameters(), seed=0, chunk=20)
+
+
+def test_nan_in_a_completed_row_is_an_error_that_names_the_row(serial):
+    def careless(x, seeds):
+        y, completed = noisy(x, seeds)
+        return Simulated(y.masked_fill(x[:, :1] == 77, math.nan), completed | (x[:, 0] == 77))
+
+    with pytest.raises(SimulationError, match=r"rows 77; row 77, .*NaN in a completed") as caught:
+        simulate(careless, parameters(), seed=5, chunk=20)
+    good = torch.arange(230) != 77
+    partial = caught.value.partial
+    assert same(Simulated(*(p[good] for p in partial)), Simulated(*(p[good] for p in serial)))
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="chunk must be at least 1, got 0"):
+        simulate(noisy, parameters(), seed=0, chunk=0)
+    x = parameters()
+    x[4, 1] = math.inf
+    with pytest.raises(ValueError, match=r"its row 4 is \[4.0, inf\]"):
+        simulate(noisy, x, seed=0)
+
+
+def test_a_simulator_that_fails_on_no_rows_says_so():
+    with pytest.raises(SimulationError, match=r"0 of 0 simulations failed.*AwkwardError: one and"):
+        simulate(awkward, parameters(0), seed=0)
+
+
+def divide(a, b):
+    return a / b
+
+
+@FORKS
+@pytest.mark.parametrize("start", [None, "fork"])
+def test_tasks_are_answered_in_order_and_failures_collected(start):
+    arguments = [(k, 1 + k % 7) for k in range(50)]
+    if start is None:
+        assert run(divide, arguments) == [divide(*pair) for pair in arguments]
+        return
+    with pool(start) as executor:
+        assert run(divide, arguments, executor=executor) == [divide(*pair) for pair in arguments]
+        arguments[20] = arguments[30] = (1, 0)
+        with pytest.raises(TaskError, match="2 of 50 tasks failed; number 20: ZeroDiv") as caught:
+            run(divide, arguments, executor=executor)
+        assert set(caught.value.failed) == {20, 30}
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+        assert caught.value.results[31] == divide(*arguments[31])
+        assert caught.value.results[20] is None
+        # the pool outlives an exception that cannot travel
+        with pytest.raises(TaskError, match="number 0: RuntimeError: AwkwardError: one and two"):
+            run(awkward, [(0, 0)], executor=executor)
+        with pytest.raises(TaskError, match=r"number 1: .*A process of the pool died") as caught:
+            run(signal.raise_signal, [(0,), (signal.SIGKILL,), (0,)], executor=executor)
+        assert 1 in caught.value.failed
+
+
+class Killer:
+    """A progress bar that kills the process of a worker of Dask when some chunks are done."""
+
+    def __init__(self, client, after):
+        self.client, self.after = client, after
+
+    def __call__(self, chunks, total, desc):
+        for done, chunk in enumerate(chunks, 1):
+            if done == self.after:
+                self.pid = next(iter(self.client.run(os.getpid).values()))
+                os.kill(self.pid, signal.SIGKILL)
+            yield chunk
+
+
+def test_dask_does_not_change_a_bit_even_when_a_worker_is_killed(serial):
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        executor = client.get_executor()
+        assert same(simulate(noisy, parameters(), seed=5, chunk=9, executor=executor), serial)
+        killer = Killer(client, after=10)
+        arguments = {"seed": 5, "chunk": 5, "executor": executor, "progress": killer}
+        assert same(simulate(slow, parameters(), **arguments), serial)
+        assert killer.pid not in client.run(os.getpid).values()
+        with pytest.raises(SimulationError, match="ZeroDivisionError: thirteen") as caught:
+            simulate(raising, parameters(), seed=5, chunk=50, executor=executor)
+        assert caught.value.rows == [13]
+        assert run(divide, [(1, 2), (3, 4)], executor=executor) == [0.5, 0.75]
