@@ -6,11 +6,13 @@ coordinate and by every distance. Each function here asks whether it is.
 """
 
 import math
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from .maps import Support
 
 
 class Coverage(NamedTuple):
@@ -25,15 +27,6 @@ class Band(NamedTuple):
 
     low: Float[Tensor, " levels"]
     high: Float[Tensor, " levels"]
-
-
-@runtime_checkable
-class Prior(Protocol):
-    """What knows the logarithm of its density, −∞ where there is none."""
-
-    def log_prob(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        """The logarithm of the density at x."""
-        ...
 
 
 def sbc_ranks(
@@ -157,8 +150,8 @@ def uniformity_pvalues(
 def holm(pvalues: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
     """The p-values adjusted for their number, max over pⱼ ≤ pᵢ of (d + 1 − rank of pⱼ)·pⱼ.
 
-    To reject all below 1 % rejects a right one with at most 1 %, however the tests depend on each
-    other; the least is the p-value of all together.
+    Rejecting all below 1 % rejects any true hypothesis with probability at most 1 %, however the
+    tests depend on each other; the least is the p-value of all together.
 
     Reference: holm1979simple.
     """
@@ -202,14 +195,14 @@ def rank_band(n: int, alpha: Float[Tensor, " levels"], *, level: float) -> Band:
     return Band((below / n).to(alpha), (above / n).to(alpha))
 
 
-def leakage(samples: Float[Tensor, "n draws d"], prior: Prior) -> Float[Tensor, " n"]:
-    """The share of the samples of each posterior that lie where the prior has no density."""
+def leakage(samples: Float[Tensor, "n draws d"], support: Support) -> Float[Tensor, " n"]:
+    """The share of the samples of each posterior that lie outside of the prior's support."""
     n, draws, d = samples.shape
     if draws < 1:
         raise ValueError(
             f"samples must be (n, draws, d) with draws ≥ 1, got {tuple(samples.shape)}"
         )
-    inside = prior.log_prob(samples.reshape(n * draws, d)) > -math.inf
+    inside = support.inside(samples.reshape(n * draws, d))
     return 1 - inside.reshape(n, draws).to(samples).mean(1)
 
 

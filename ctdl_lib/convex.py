@@ -29,8 +29,9 @@ class ConvexPotential(nn.Module):
 
         uᵢ₊₁ = softplus(Wᵢ(uᵢ ⊙ softplus(Aᵢvᵢ + aᵢ)) + Xᵢ(x ⊙ (Bᵢvᵢ + bᵢ)) + Cᵢvᵢ + cᵢ)
 
-    without the first term where i = 0. As the entries of w and Wᵢ and the number a are softplus of
-    parameters, and hence positive, each step preserves convexity, and ∇ₓG is a bijection of ℝᵈ.
+    without the first term where i = 0. The number a is softplus of a parameter, and so are the
+    entries of w and Wᵢ, divided by the width. As they are positive, each step preserves convexity,
+    and ∇ₓG is a bijection of ℝᵈ.
     Without a context, only Xᵢx + cᵢ stays beside the first term.
 
     Args of the constructor: the dimensions `d` of x and `context_dim` of y; the `width` of both
@@ -115,9 +116,8 @@ class ConvexPotential(nn.Module):
 
 
 class SecondOrder(NamedTuple):
-    """The value of a convex function, its gradient and its Hessian."""
+    """The gradient of a convex function and its Hessian."""
 
-    value: Float[Tensor, " batch"]
     gradient: Float[Tensor, "batch d"]
     hessian: Float[Tensor, "batch d d"]
 
@@ -164,16 +164,14 @@ class ConvexMap(TransportMap):
         return Transformed(at.gradient, scaled.log_det + log_det)
 
     def inverse(self, z: Float[Tensor, "batch d"], *, steps: int = 100) -> Float[Tensor, "batch d"]:
-        """The data x = argmin G(x) − zᵀx, by Newton's method with halved steps.
+        """The data x = argmin G(x) − zᵀx, by Newton's method with halved steps; no gradient.
 
         Raises:
             ArithmeticError: after so many `steps` a sample is still off by more than the tolerance.
         """
         z = self.data.checked(z)
-        steering = self._steering(len(z))
         with torch.no_grad():
-            x = self._minimise(z, steering, steps)
-        return self.data.inverse(x)
+            return self.data.inverse(self._minimise(z, self._steering(len(z)), steps))
 
     def sample_with_log_prob(self, n: int, generator: torch.Generator) -> Sample:
         """The images of n reference points, and log p there."""
@@ -183,18 +181,19 @@ class ConvexMap(TransportMap):
     def _minimise(self, z: Tensor, steering: list[Steering], steps: int) -> Tensor:
         x, length = torch.zeros_like(z), torch.ones_like(z[:, 0])
         at = self._second_order(x, steering)
-        for _ in range(steps):
+        for k in range(steps + 1):
             residual = at.gradient - z
-            active = residual.abs().amax(1) > self.tol
+            active = ~(residual.abs().amax(1) <= self.tol)  # NaN has not converged either
             if not bool(active.any()):
                 return x
+            if k == steps:
+                break
             step = -torch.linalg.solve(at.hessian, residual)
             there = x + length[:, None] * step
             new = self._second_order(there, steering)
-            # along the step the convex function still falls where its slope is not yet positive
-            slope = ((new.gradient - z) * step).sum(-1)
-            before = (residual * step).sum(-1)
-            good = active & (slope.abs() <= 0.9 * before.abs())
+            # a convex function may go on falling: only a slope that turned too far is refused
+            slope, before = ((part * step).sum(-1) for part in (new.gradient - z, residual))
+            good = active & (slope <= 0.8 * before.abs())
             length = torch.where(good, 1.0, 0.5 * length)
             x = torch.where(good[:, None], there, x)
             at = SecondOrder(
@@ -216,7 +215,7 @@ class ConvexMap(TransportMap):
 
         basis = torch.eye(self.d, dtype=x.dtype, device=x.device)
         gradient, columns = vmap(column, out_dims=(None, 1))(basis)  # pyright: ignore
-        return SecondOrder(self.potential.convex(x, steering), gradient, columns)
+        return SecondOrder(gradient, columns)
 
     def _steering(self, n: int) -> list[Steering]:
         return self.potential.steer(self.context_of(n))

@@ -90,9 +90,8 @@ class Flow(TransportMap):
         z = self.reference(n, generator)
         state = Transformed(z, z.new_zeros(n))
         start = self._solve(self._rates(n, None), state, 1, 0, None, None)
-        x = self.data.inverse(start.z)
-        scaled = self.data.transform(x).log_det
-        return Sample(x, standard_normal_log_prob(z) - start.log_det + scaled)
+        log_prob = standard_normal_log_prob(z) - start.log_det + self.data.log_det(start.z)
+        return Sample(self.data.inverse(start.z), log_prob)
 
     def _solve(self, f, state, t0, t1, save_at, statistics):
         how = {"save_at": save_at, "statistics": statistics, **self.solver}

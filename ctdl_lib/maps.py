@@ -44,7 +44,9 @@ class Standardization(nn.Module):
             raise ValueError(f"{name} has one row, but its spread needs at least two")
         _refuse(~x.isfinite().all(0), name, "NaN or infinite entries: drop or impute those rows")
         mean, std = x.mean(0), x.std(0)
-        constant = std <= 1e-6 * x.abs().amax(0)  # also what round-off alone makes vary
+        # also what round-off alone makes vary
+        limit = 1e-6 if x.dtype == torch.float32 else 100 * torch.finfo(x.dtype).eps
+        constant = std <= limit * x.abs().amax(0)
         _refuse(constant, name, "no variation, and no density: drop them")
         self.mean.copy_(mean)
         self.std.copy_(std)
@@ -62,13 +64,14 @@ class Standardization(nn.Module):
         """The value mean + std z."""
         return self.mean + self.std * self.checked(z)
 
-    def log_det(self) -> Float[Tensor, ""]:
-        """The value −Σ log std, the logarithm of the determinant of the map."""
-        return -self.std.log().sum()
+    def log_det(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+        """The value −Σ log std, the logarithm of the determinant of the map, for each row."""
+        return -self.std.log().sum().expand(len(z))
 
     def transform(self, x: Float[Tensor, "batch d"]) -> Transformed:
-        """The value (x − mean)/std, and −Σ log std for each row."""
-        return Transformed(self(x), self.log_det().expand(len(x)))
+        """The value (x − mean)/std, and the logarithm of the determinant."""
+        z = self(x)
+        return Transformed(z, self.log_det(z))
 
     def checked(self, x: Tensor) -> Tensor:
         """The same x.
@@ -126,13 +129,18 @@ class BoxScaling(nn.Module):
 
     def inverse(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """The value low + (high − low) Φ(z)."""
-        return self.low + (self.high - self.low) * torch.special.ndtr(self.checked(z))
+        x = self.low + (self.high - self.low) * torch.special.ndtr(self.checked(z))
+        # rounding may push a point over a face, beyond which there is no density
+        return torch.minimum(torch.maximum(x, self.low), self.high)
 
     def transform(self, x: Float[Tensor, "batch d"]) -> Transformed:
         """The value Φ⁻¹((x − low)/(high − low)), and log |det| of the map; −∞ outside."""
         z = self(x)
-        log_det = -standard_normal_log_prob(z) - (self.high - self.low).log().sum()
-        return Transformed(z, torch.where(self._inside(x).all(1), log_det, -math.inf))
+        return Transformed(z, torch.where(self._inside(x).all(1), self.log_det(z), -math.inf))
+
+    def log_det(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+        """The value −log N(z; 0, I) − Σ log(high − low), at the points whose images are z."""
+        return -standard_normal_log_prob(z) - (self.high - self.low).log().sum()
 
     def checked(self, x: Tensor) -> Tensor:
         """The same x.
@@ -220,10 +228,12 @@ class TransportMap(nn.Module, abc.ABC):
         if (y is None) != (len(self.conditions.mean) == 0):
             wanted = "(x_train, y_train)" if y is None else "(x_train), or context_dim="
             raise ValueError(f"the context asks for .standardize{wanted}")
-        self.data.fit(x)
         if y is not None:
+            if len(y) != len(x):
+                raise ValueError(f"want one y for each x, got {len(y)} and {len(x)} rows")
             z = self.conditions.fit(y, name="the context y")(y)
             self.seen.copy_(torch.stack([z.amin(0), z.amax(0)], 1))
+        self.data.fit(x)
         return self
 
     def given(self: Map, y: Float[Tensor, "batch context"]) -> Map:
@@ -239,12 +249,13 @@ class TransportMap(nn.Module, abc.ABC):
         context = self.conditions(y)
         _refuse(~y.isfinite().all(0), "the context y", "NaN or infinite entries: drop those rows")
         outside = torch.maximum(self.seen[:, 0] - context, context - self.seen[:, 1])
-        if bool((outside > 0).any()):
+        rows = (outside > 1e-3).any(1)  # less than that is what another precision rounds
+        if bool(rows.any()):
             farthest = outside.amax(0)
             warnings.warn(
-                f"the context lies outside of what was trained on, in column"
-                f" {int(farthest.argmax())} by {float(farthest.max()):.2g} standard deviations: do"
-                " not trust this density, or train on more",
+                f"{int(rows.sum())} of {len(y)} contexts lie outside of what was trained on,"
+                f" farthest in column {int(farthest.argmax())}, by {float(farthest.max()):.2g}"
+                " standard deviations: do not trust their density, or train on more",
                 stacklevel=2,
             )
         bound = copy.copy(self)
@@ -272,8 +283,9 @@ class TransportMap(nn.Module, abc.ABC):
         z, log_det = self.transform(x, **how)
         return standard_normal_log_prob(z) + log_det
 
+    @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator, **how: Any) -> Float[Tensor, "{n} d"]:
-        """The images of n reference points, with the options of `inverse`."""
+        """The images of n reference points, with the options of `inverse`, and no gradient."""
         return self.inverse(self.reference(n, generator), **how)
 
     def sample_inside(
@@ -285,8 +297,9 @@ class TransportMap(nn.Module, abc.ABC):
         1/(1 − leakage).
 
         Raises:
-            ValueError: attempts·n draws did not bring n samples.
+            ValueError: attempts·n draws did not bring n samples, or there are several contexts.
         """
+        self._check_single(n)
         kept, drawn = [], 0
         while sum(map(len, kept)) < n:
             if drawn >= attempts * n:
@@ -303,8 +316,11 @@ class TransportMap(nn.Module, abc.ABC):
     def mode(self, n: int, generator: torch.Generator, *, steps: int = 100) -> Float[Tensor, " d"]:
         """The point of largest density that L-BFGS finds from the best of n samples.
 
-        With one context, and a prior that is constant, this is the maximum a posteriori estimate.
+        Of a posterior it is the maximum a posteriori estimate, and where the prior is constant that
+        of maximum likelihood, too. In a box, a density that is wider than the uniform one grows
+        without bound towards a face, and a point on the face is returned.
         """
+        self._check_single(n)
         with torch.no_grad():
             x, log_prob = self.sample_with_log_prob(n, generator)
             z = self.data(x[[int(log_prob.argmax())]])
@@ -320,6 +336,10 @@ class TransportMap(nn.Module, abc.ABC):
 
         optimizer.step(closure)  # pyright: ignore[reportArgumentType]
         return self.data.inverse(z.detach())[0]
+
+    def _check_single(self, n: int) -> None:
+        if n < 1 or (self.context is not None and len(self.context) > 1):
+            raise ValueError("want n ≥ 1 and one row of context: bind it by .given(y[[i]])")
 
     def reference(self, n: int, generator: torch.Generator) -> Float[Tensor, "{n} d"]:
         """The n points drawn from N(0, I), on the map's device."""

@@ -17,7 +17,6 @@ LAYERS = [
     {
         "architectures",
         "calculus",
-        "calibration",
         "grids",
         "landscape",
         "metrics",
@@ -26,7 +25,7 @@ LAYERS = [
         "sweeps",
     },
     {"adjoint", "campaigns", "maps", "networks", "training"},
-    {"integrate", "results"},
+    {"calibration", "integrate", "results"},
     {"potentials"},
     {
         "advection",

@@ -137,11 +137,48 @@ def test_a_looser_tolerance_costs_less_and_errs_more(generator, monkeypatch):
     assert calls[-1] <= 12  # quadratic convergence
 
 
-def test_of_the_quadratic_alone_the_density_is_normal(generator):
-    found = convex_map(2, 0)
+def softplus_is(value):
+    return math.log(math.expm1(value))
+
+
+def quadratic(**others):
+    """G = 2‖x‖²."""
+    found = convex_map(2, 0, **others)
     with torch.no_grad():
         found.potential.w.fill_(-800.0)  # softplus of it is zero
-        found.potential.a.fill_(math.log(math.expm1(4.0)))
+        found.potential.a.fill_(softplus_is(4.0))
+    return found
+
+
+def test_a_step_that_could_have_been_longer_is_taken():
+    found = convex_map(1, 0, layers=1, width=1)
+    G = found.potential
+    with torch.no_grad():  # a sharp bend at 0, and nearly flat beyond
+        G.X[0].weight.fill_(30.0)
+        G.X[0].bias.zero_()
+        G.w.fill_(softplus_is(0.0167))
+        G.a.fill_(softplus_is(0.1))
+    z = torch.tensor([[5.0], [-5.0]])
+    assert torch.allclose(found(found.inverse(z)), z, atol=1e-10)
+
+
+def test_what_is_not_finite_has_not_converged():
+    with pytest.raises(ArithmeticError, match="off by nan"):
+        quadratic().inverse(torch.tensor([[math.nan, 0.0]]))
+    broken = quadratic()
+    with torch.no_grad():
+        broken.potential.X[0].weight.fill_(math.nan)
+    with pytest.raises(ArithmeticError):
+        broken.sample(3, torch.Generator())
+
+
+def test_one_step_suffices_for_a_quadratic():
+    z = torch.tensor([[3.0, -1.0]])
+    assert torch.allclose(quadratic().inverse(z, steps=1), z / 4)
+
+
+def test_of_the_quadratic_alone_the_density_is_normal(generator):
+    found = quadratic()
     x = torch.randn(5, 2, generator=generator)
     known = torch.distributions.Normal(0.0, 0.25).log_prob(x).sum(1)
     assert torch.allclose(found.log_prob(x), known)

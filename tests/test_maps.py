@@ -137,11 +137,11 @@ def test_a_context_far_from_the_training_data_is_warned_of(kind, generator):
     found.given(y)  # no warning: warnings are errors here
     beyond = y[[0]].clone()
     beyond[0, 1] = y[:, 1].max() + 2.5 * y[:, 1].std()
-    with pytest.warns(UserWarning, match=r"column 1 by 2\.5 standard deviations"):
+    with pytest.warns(UserWarning, match=r"1 of 1 contexts .* column 1, by 2\.5 standard"):
         found.given(beyond)
     beyond[0, 1] = y[:, 1].min() - 0.5 * y[:, 1].std()
-    with pytest.warns(UserWarning, match=r"column 1 by 0\.5 standard deviations"):
-        found.given(beyond)
+    with pytest.warns(UserWarning, match=r"1 of 51 contexts .* column 1, by 0\.5 standard"):
+        found.given(torch.cat([y, beyond]))
     MAPS[kind](context_dim=3, standardize=False).given(beyond)
 
 
@@ -259,11 +259,83 @@ def test_nothing_leaves_the_box(kind, generator):
     with torch.no_grad():
         p = (bound.log_prob(grid) - bound.data.transform(grid).log_det).exp()
     assert float(p.sum()) * 0.1**2 == pytest.approx(1.0, abs=2e-3)
-    mode = bound.mode(50, generator)
-    assert ((mode >= low) & (mode <= high)).all()
     other = MAPS[kind](box=((0.0, 0.0), (1.0, 1.0)), seed=2, context_dim=3)
     other.load_state_dict(found.state_dict())  # the box is kept with the weights
     assert torch.equal(other.given(torch.zeros(1, 3)).log_prob(x), bound.log_prob(x))
+
+
+class Squeeze(TransportMap):
+    """The map z = (x̄ − m)/s of what a box has become."""
+
+    def __init__(self, box, m, s):
+        super().__init__(len(box[0]), box=box)
+        self.m, self.s = m, s
+
+    def forward(self, x):
+        return (self.data(x) - self.m) / self.s
+
+    def inverse(self, z):
+        return self.data.inverse(self.m + self.s * z)
+
+    def transform(self, x):
+        scaled = self.data.transform(x)
+        return Transformed((scaled.z - self.m) / self.s, scaled.log_det - self.d * math.log(self.s))
+
+    def sample_with_log_prob(self, n, generator):
+        x = self.sample(n, generator)
+        return Sample(x, self.log_prob(x))
+
+
+@pytest.mark.parametrize(("m", "s"), [(0.5, 0.5), (-3.3, 0.3), (3.3, 0.3)])
+def test_the_mode_in_a_box_is_not_that_of_its_image(m, s, generator):
+    found = Squeeze(BOX, m, s)
+    # −½(z̄ − m)²/s² + ½z̄² is stationary there
+    expected = found.data.inverse(torch.full((1, 2), m / (1 - s**2)))[0]
+    assert torch.allclose(found.mode(20, generator), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_takes_nothing_out_of_a_box(dtype):
+    z = torch.tensor([[9.0], [6.0], [-6.0], [-9.0]], dtype=dtype)
+    for k in range(1, 200):
+        scaling = BoxScaling((-1.0,), (0.01 * k,)).to(dtype)
+        x = scaling.inverse(z)
+        assert scaling.transform(x).log_det.isfinite().all()
+
+
+def test_samples_at_a_face_come_with_the_density_of_their_reference():
+    flow = a_flow(1, box=((-5.0,), (2.0,))).float()
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.zero_()  # nothing moves: z is that of the box
+    z = torch.tensor([[5.0], [-8.0], [0.1]], dtype=torch.float32)
+    flow.reference = lambda n, generator: z
+    _, log_prob = flow.sample_with_log_prob(3, torch.Generator())
+    # the density of the box everywhere, also where x has been rounded to the face
+    assert torch.allclose(log_prob, torch.full_like(log_prob, -math.log(7.0)), atol=1e-4)
+
+
+@each_map
+def test_samples_have_no_gradient_and_inverses_of_flows_have_one(kind, generator):
+    found = MAPS[kind]().standardize(draw(generator, 40))
+    assert not found.sample(3, generator).requires_grad
+    x = found.inverse(found.reference(3, generator))
+    assert x.requires_grad == (kind != "convex map")
+
+
+@each_map
+def test_another_precision_is_no_other_range(kind, generator):
+    y = draw(generator, 200, d=3).float()
+    found = MAPS[kind](context_dim=3).float().standardize(draw(generator, 200).float(), y)
+    found.given(y.double())  # no warning
+    found.double().given(y.double())
+
+
+def test_small_deviations_of_large_numbers_count_in_double_precision(generator):
+    x = 1.7e9 + 600 * torch.randn(50, 2, generator=generator)
+    assert torch.allclose(Standardization(2).fit(x).std, x.std(0))
+    with pytest.raises(ValueError, match="no variation"):
+        Standardization(2).float().fit(x.float())
 
 
 # --- bad input ----------------------------------------------------------------------------------
@@ -313,6 +385,32 @@ BAD = {
     "a vector": (
         lambda new: plain(Standardization.forward)(new(standardize=False).data, torch.zeros(5)),
         r"shape \(batch, 2\), got \(5,\)",
+    ),
+    "samples inside for several contexts": (
+        lambda new: (
+            new(context_dim=3, standardize=False)
+            .given(torch.zeros(2, 3))
+            .sample_inside(Above(0.0), 2, torch.Generator())
+        ),
+        r"one row of context: bind it by \.given\(y\[\[i\]\]\)",
+    ),
+    "a mode of several contexts": (
+        lambda new: (
+            new(context_dim=3, standardize=False)
+            .given(torch.zeros(2, 3))
+            .mode(2, torch.Generator())
+        ),
+        "one row of context",
+    ),
+    "no samples inside": (
+        lambda new: new(standardize=False).sample_inside(Above(0.0), 0, torch.Generator()),
+        "want n ≥ 1",
+    ),
+    "contexts of another number to standardize": (
+        lambda new: plain(TransportMap.standardize)(
+            new(context_dim=3), column(0, 0.0)[:5, 1:], column(1, 0.0)
+        ),
+        "want one y for each x, got 6 and 5 rows",
     ),
     "data outside of the box": (
         lambda new: new(box=BOX).standardize(torch.tensor([[0.0, 0.05], [0.0, 0.2]])),
