@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ctdl_lib.campaigns import seeds
 from ctdl_lib.metrics import interleaved_times
 from ctdl_lib.problems.lotka_volterra import THETA, StochasticLotkaVolterra, statistics
 
@@ -29,10 +30,6 @@ def log_theta(index: int, n: int = FEW) -> Tensor:
     return torch.tensor(THETA[index], dtype=torch.float64).log().expand(n, 4)
 
 
-def seeds(n: int) -> np.ndarray:
-    return np.random.SeedSequence(0).generate_state(n, np.uint64)
-
-
 def compared(what: str, x: Tensor) -> str:
     """One simulation and its statistics, of the mean over the same few parameters.
 
@@ -42,7 +39,7 @@ def compared(what: str, x: Tensor) -> str:
     often = 50
     many = x.repeat(often, 1)
     contenders = {
-        "compiled": lambda: PROBLEM.simulate(many, seeds(len(many))),
+        "compiled": lambda: PROBLEM.simulate(many, seeds(len(many), 0)),
         "NumPy loop": plainly(numpy_path, x),
         "Python loop": plainly(python_path, x),
     }
@@ -53,7 +50,7 @@ def compared(what: str, x: Tensor) -> str:
         f"{name} {1e3 * time:.1f} ms ({time / ours:.0f} times)"
         for name, time in zip(list(times)[1:], others, strict=True)
     )
-    reactions = PROBLEM.paths(many, seeds(len(many))).reactions.double().mean()
+    reactions = PROBLEM.paths(many, seeds(len(many), 0)).reactions.double().mean()
     return f"{what:<13}{reactions:5.0f} reactions: compiled {1e6 * ours:.1f} µs, {slower}"
 
 
@@ -134,7 +131,7 @@ def numpy_statistics(path: np.ndarray) -> list[float]:
 
 def campaign(n: int) -> str:
     x = PROBLEM.prior.sample(n, torch.Generator().manual_seed(0)).double()
-    wanted = seeds(n)
+    wanted = seeds(n, 0)
     PROBLEM.simulate(x[:1], wanted[:1])
     started = time.perf_counter()
     completed = PROBLEM.simulate(x, wanted).completed.double()
@@ -155,7 +152,7 @@ def parts(x: Tensor, wanted: np.ndarray, size: int = 5000):
 
 
 def summaries(n: int) -> str:
-    states = PROBLEM.paths(log_theta(1, n), seeds(n)).states
+    states = PROBLEM.paths(log_theta(1, n), seeds(n, 0)).states
     paths = list(states.numpy())
     contenders = {
         "compiled": lambda: statistics(states),

@@ -1,16 +1,11 @@
 """Campaigns of many simulations, on any `concurrent.futures.Executor`, that lose nothing."""
 
-import dataclasses
-import functools
 import hashlib
 import json
-import traceback
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Executor
 from contextlib import closing
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +14,7 @@ from jaxtyping import Bool, Float, UInt64
 from torch import Tensor
 
 from . import storage
-
-# Tasks handed to an executor and not yet done: they keep hundreds of workers busy, and their
-# arguments are all that is in memory twice.
-WINDOW = 1024
-_NOT_RUN = RuntimeError("it was not run")
+from .tasks import NOT_RUN, first_error, identity, outcomes, portable
 
 
 class Simulated(NamedTuple):
@@ -34,7 +25,9 @@ class Simulated(NamedTuple):
 
 
 # (x, one 64-bit seed per row) ↦ Simulated. A row depends on its parameters and its seed alone, not
-# on its neighbours, nor on what is set in one process only, such as torch's default dtype.
+# on its neighbours, nor on what is set in one process only, such as torch's default dtype. Where x
+# is NaN or infinite a simulator raises ValueError, where the seeds are not uint64 TypeError; what
+# it cannot simulate it returns as not completed.
 Simulator = Callable[[Float[Tensor, "n d"], UInt64[np.ndarray, " n"]], Simulated]
 
 
@@ -44,14 +37,6 @@ class SimulationError(RuntimeError):
     def __init__(self, message: str, rows: list[int], partial: Simulated):
         super().__init__(message)
         self.rows, self.partial = rows, partial
-
-
-class TaskError(RuntimeError):
-    """Tasks failed; `results` holds those of all others, and `failed` index ↦ exception."""
-
-    def __init__(self, message: str, failed: Mapping[int, BaseException], results: list):
-        super().__init__(message)
-        self.failed, self.results = failed, results
 
 
 def seeds(n: int, seed: int | Sequence[int]) -> UInt64[np.ndarray, " {n}"]:
@@ -79,14 +64,18 @@ def simulate(
         executor: this process by default; a pool of processes; on a cluster, `get_executor()` of a
             client of `dask.distributed`, which runs again what a dead worker has lost.
         chunk: the number of rows that a worker simulates at once.
-        folder: finished chunks are written there, and a campaign that was killed goes on there.
+        folder: finished chunks are written there, and a campaign that was killed goes on there,
+            with any executor and chunk. The simulator's code is not compared: empty the folder when
+            it changes.
         progress: `progress(chunks, total=…, desc=…)` wraps the chunks, as `tqdm` does.
 
     Raises:
-        SimulationError: the simulator raised, returned NaN in a completed row, or its process died;
-            all that could be simulated is in its `partial`, and in the folder.
+        SimulationError: the simulator raised, or returned NaN or ±∞ in a completed row, or its
+            process died; all that could be simulated is in its `partial`, and in the folder. Which
+            row kills its process is found with chunk=1 and one worker; it should not complete.
         TypeError: the simulator returned something else than it should.
-        ValueError: the folder belongs to another campaign.
+        ValueError: x is not finite; the folder belongs to another campaign; with a folder, the
+            simulator has no `tasks.identity`.
     """
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
@@ -94,7 +83,7 @@ def simulate(
         raise ValueError(f"x must be finite, but its row {row} is {x[row].tolist()}")
     campaign = _Campaign(x.detach().cpu().numpy(), seeds(len(x), seed))
     if folder is not None:
-        _claim(folder / "campaign.json", campaign.x, seed, chunk, _name(simulator))
+        _claim(folder / "campaign.json", campaign.x, seed, identity(simulator))
     # No rows at all are one chunk, too: its simulation tells how wide an observation is.
     parts = [slice(a, min(a + chunk, len(x))) for a in range(0, max(len(x), 1), chunk)]
     with closing(_chunks(simulator, campaign, parts, executor, folder)) as chunks:
@@ -104,38 +93,6 @@ def simulate(
     if campaign.errors or campaign.pending.any():
         raise _simulation_error(campaign, simulated)
     return simulated
-
-
-def run(
-    function: Callable[..., Any],
-    arguments: Sequence[Sequence],
-    *,
-    executor: Executor | None = None,
-    progress: Callable[..., Iterable] = lambda tasks, total, desc: tasks,
-) -> list:
-    """The results function(*arguments[0]), function(*arguments[1]), …, in this order.
-
-    A task that fails does not keep the others from being run.
-
-    Args:
-        executor, progress: as for `simulate`.
-
-    Raises:
-        TaskError: some failed; it holds the results of all others.
-    """
-    results: list = [None] * len(arguments)
-    failed: dict[int, BaseException] = dict.fromkeys(range(len(arguments)), _NOT_RUN)
-    with closing(_outcomes(function, arguments, executor)) as outcomes:
-        for index, result, error in progress(outcomes, total=len(arguments), desc="tasks"):
-            results[index] = result
-            failed.pop(index)
-            failed.update({index: error} if error is not None else {})
-    if failed:
-        first, cause, text = _first(failed)
-        message = f"{len(failed)} of {len(arguments)} tasks failed; number {first}: {text}; "
-        message += "the results of the others are in .results of this error"
-        raise TaskError(message, failed, results) from cause
-    return results
 
 
 class _Rows(NamedTuple):
@@ -166,10 +123,17 @@ class _Campaign:
         self.completed = np.zeros(len(x), dtype=bool)
         self.pending = np.ones(len(x), dtype=bool)
         self.errors: dict[int, BaseException] = {}  # by the first row that each kept pending
+        self.lost: set[int] = set()  # those of these rows that need not be to blame themselves
 
     def task(self, part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows = part.start + np.flatnonzero(self.pending[part])
         return self.x[rows], self.seeds[rows], rows
+
+    def lose(self, part: slice, error: BaseException) -> None:
+        *_, rows = self.task(part)
+        first = int(rows[0]) if len(rows) else part.start
+        self.errors[first] = error
+        self.lost.add(first)
 
     def place(self, piece: _Rows) -> None:
         if self.y is None:
@@ -183,11 +147,17 @@ class _Campaign:
         self.y[piece.rows], self.completed[piece.rows] = piece.y, piece.completed
         self.pending[piece.rows] = False
 
-    def keep(self, path: Path, part: slice) -> None:
-        rows = part.start + np.flatnonzero(~self.pending[part])
+    def keep(self, folder: Path, pieces: list[_Rows]) -> None:
+        rows = np.concatenate([piece.rows for piece in pieces] or [np.empty(0, int)])
         if len(rows) and self.y is not None:
+            # no row is ever simulated again, so that no file replaces another
+            path = folder / f"{rows[0]:09d}-{rows[-1]:09d}.safetensors"
             piece = rows, self.y[rows], self.completed[rows]
             storage.save(path, [torch.from_numpy(array) for array in piece])
+
+    def restore(self, folder: Path) -> None:
+        for path in sorted(folder.glob("*.safetensors")):
+            self.place(_Rows(*(array.numpy() for array in storage.load(path))))
 
     def simulated(self, device: torch.device) -> Simulated:
         y = np.full((len(self.x), 0), np.nan, self.x.dtype) if self.y is None else self.y
@@ -202,30 +172,28 @@ def _chunks(
     folder: Path | None,
 ) -> Generator[int]:
     """The numbers of chunks as they are done, those that the folder already has first."""
-    files = [None if folder is None else folder / f"{k:06d}.safetensors" for k in range(len(parts))]
+    if folder is not None:
+        campaign.restore(folder)
     todo = []
-    for k, (part, file) in enumerate(zip(parts, files, strict=True)):
-        if file is not None and file.exists():
-            campaign.place(_Rows(*(array.numpy() for array in storage.load(file))))
+    for k, part in enumerate(parts):
         if part.start < part.stop and not campaign.pending[part].any():
             yield k
         else:
             todo.append(k)
     tasks = ((simulator, *campaign.task(parts[k])) for k in todo)
-    with closing(_outcomes(_simulate_rows, tasks, executor)) as outcomes:
-        for index, done, error in outcomes:
-            part, file = parts[todo[index]], files[todo[index]]
+    with closing(outcomes(_simulate_rows, tasks, executor)) as chunks:
+        for index, done, error in chunks:
             if isinstance(error, _ReturnError):
                 raise error
             if error is not None:
-                campaign.errors[part.start] = error
+                campaign.lose(parts[todo[index]], error)
                 done = _Done([], None)
             if done.failure is not None:
                 campaign.errors.update([done.failure])
             for piece in done.pieces:
                 campaign.place(piece)
-            if file is not None:
-                campaign.keep(file, part)
+            if folder is not None:
+                campaign.keep(folder, done.pieces)
             yield todo[index]
 
 
@@ -243,14 +211,16 @@ def _simulate_rows(
         returned, raised = None, error
     if raised is None:
         y, completed = _checked(returned, rows)
-        bad = completed & np.isnan(y).any(1)
-        nan = ValueError("NaN in a completed row; of a failed simulation, completed is False")
-        failure = (int(rows[bad][0]), nan) if bad.any() else None
+        bad = completed & ~np.isfinite(y).all(1)
+        error = ValueError(
+            "NaN or infinite in a completed row; of a failed simulation, completed is False"
+        )
+        failure = (int(rows[bad][0]), error) if bad.any() else None
         return _Done([_Rows(rows[~bad], y[~bad], completed[~bad])], failure)
     if len(rows) == 0:
         raise raised
     if len(rows) == 1:
-        return _Done([], (int(rows[0]), _portable(raised)))
+        return _Done([], (int(rows[0]), portable(raised)))
     a, b = (
         _simulate_rows(simulator, x[half], seeds[half], rows[half])
         for half in (slice(len(rows) // 2), slice(len(rows) // 2, None))
@@ -277,112 +247,30 @@ def _checked(returned: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def _outcomes(
-    function: Callable, arguments: Iterable[Sequence], executor: Executor | None
-) -> Generator[tuple[int, Any, BaseException | None]]:
-    """The triples (i, function(*arguments[i]) or None, its error or None) as tasks are done."""
-    tasks = enumerate(arguments)
-    if executor is None:
-        for index, args in tasks:
-            yield index, *_guarded(function, *args)
-        return
-    # concurrent.futures.wait would look at every pending task for each that is done
-    arrived: SimpleQueue[Future] = SimpleQueue()
-    pending: dict[Future, int] = {}
-    try:
-        while True:
-            while len(pending) < WINDOW and (task := next(tasks, None)) is not None:
-                try:
-                    future = executor.submit(_guarded, function, *task[1])
-                except BrokenExecutor as error:
-                    tasks = iter(())
-                    yield task[0], None, error
-                else:
-                    pending[future] = task[0]
-                    future.add_done_callback(arrived.put)
-            if not pending:
-                return
-            future = arrived.get()
-            yield pending.pop(future), *_settled(future)
-    finally:
-        for future in pending:
-            future.cancel()
-
-
-def _guarded(function: Callable, *args) -> tuple[Any, Exception | None]:
-    """The result of a task and None, or None and what it has raised."""
-    try:
-        return function(*args), None
-    except Exception as error:
-        return None, _portable(error)
-
-
-def _settled(future: Future) -> tuple[Any, BaseException | None]:
-    if future.cancelled():
-        return None, CancelledError("the executor was closed")
-    error = future.exception()
-    return future.result() if error is None else (None, error)
-
-
-def _portable(error: Exception) -> Exception:
-    """The exception without its frames, which hold memory, but with their text as a note.
-
-    One that cannot be made again elsewhere would end a whole pool of processes.
-    """
-    where = "".join(traceback.format_exception(error))
-    try:
-        error = ForkingPickler.loads(ForkingPickler.dumps(error))  # pyright: ignore
-    except Exception:
-        error = RuntimeError(f"{type(error).__name__}: {error}")
-    error.add_note(f"It was raised by a task:\n{where}")
-    return error
-
-
 def _simulation_error(campaign: _Campaign, partial: Simulated) -> SimulationError:
     rows = np.flatnonzero(campaign.pending).tolist()
-    row, cause, text = _first(campaign.errors or {rows[0]: _NOT_RUN})
+    row, cause, text = first_error(campaign.errors or {rows[0]: NOT_RUN})
     named = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
-    where = f"x = {campaign.x[row].tolist()} and seed {campaign.seeds[row]}" if rows else "no x"
+    if row in campaign.lost:
+        where = f"among the rows from {row} on"
+    else:
+        where = f"row {row}, with x = {campaign.x[row].tolist()} and seed {campaign.seeds[row]}"
     message = (
-        f"{len(rows)} of {len(campaign.x)} simulations failed, rows {named or 'none'}; row {row}, "
-        f"with {where}: {text}; the others are in .partial of this error"
+        f"{len(rows)} of {len(campaign.x)} simulations failed, rows {named or 'none'}; {where}: "
+        f"{text}; the others are in .partial of this error"
     )
     error = SimulationError(message, rows, partial)
     error.__cause__ = cause
     return error
 
 
-def _first(errors: Mapping[int, BaseException]) -> tuple[int, BaseException, str]:
-    """The first error, also in words; before all others a broken pool, which did most harm."""
-    broken = [index for index, error in errors.items() if isinstance(error, BrokenExecutor)]
-    error = errors[first := min(broken or errors)]
-    return first, error, f"{type(error).__name__}: {error}{_ADVICE if broken else ''}"
-
-
-_ADVICE = (
-    " A process of the pool died: killed, out of memory, or crashed. What was finished is kept; "
-    "call again with a new executor, and with folder= to go on where this call ended"
-)
-
-
-def _name(simulator: Any) -> str:
-    """What tells simulators apart: a function's name, with the values that are bound to it."""
-    if isinstance(simulator, functools.partial):
-        return f"{_name(simulator.func)} of {simulator.args} {simulator.keywords}"
-    owner = getattr(simulator, "__self__", simulator)
-    name = getattr(simulator, "__qualname__", type(simulator).__qualname__)
-    values = f" of {owner}" if dataclasses.is_dataclass(owner) else ""
-    return f"{simulator.__module__}.{name}{values}"
-
-
-def _claim(path: Path, x: np.ndarray, seed: int | Sequence[int], chunk: int, name: str) -> None:
+def _claim(path: Path, x: np.ndarray, seed: int | Sequence[int], name: str) -> None:
     """Write what the chunks depend on, or make sure that it is what was written there."""
     identity = {
         "simulator": name,
         "x": f"{x.dtype} of shape {x.shape}",
         "hash of x": hashlib.sha256(x.tobytes()).hexdigest(),
         "seed": np.asarray(seed).tolist(),
-        "chunk": chunk,
     }
     if not path.exists():
         storage.write(path, (json.dumps(identity, indent=1) + "\n").encode())

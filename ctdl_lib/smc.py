@@ -1,7 +1,8 @@
 """Approximate Bayesian computation with populations of particles, at falling tolerances."""
 
+import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -97,6 +98,7 @@ def smc_abc(
     batch: int = 10_000,
     max_simulations: int = 100_000_000,
     checkpoint: Path | None = None,
+    identity: Mapping[str, Any] | None = None,
 ) -> Iterator[Population]:
     """The populations at each tolerance: x with distance(y) ≤ tolerance, weighted by π(x)/q(x).
 
@@ -117,11 +119,18 @@ def smc_abc(
         simulate: (x, seed) ↦ Simulated, such as `campaigns.simulate` with its simulator bound.
         distance: the distances of simulated y, completed ones only, to what was observed.
         batch: the most proposals simulated at once.
-        max_simulations: of all rounds.
+        max_simulations: of all rounds; proposals outside of the prior's support are not simulated
+            and not counted, but a round ends when they alone are as many.
         checkpoint: a file, written atomically after every population.
+        identity: what simulator, prior and distance depend on, such as the observation, as numbers,
+            strings and lists. A checkpoint goes on only where it is the same.
 
     Raises:
         AcceptanceError: max_simulations were too few; the populations before remain valid.
+        SimulationError: of `campaigns.simulate`; nothing of its round is kept, so that a row that
+            raises stops every resumed run at the same place: let the simulator return
+            completed=False for it.
+        TypeError: identity holds something else.
         ValueError: tolerances do not fall; a distance or a prior density is NaN; the checkpoint
             belongs to another run; a population collapsed to fewer points than dimensions.
 
@@ -130,6 +139,7 @@ def smc_abc(
     tolerances = tuple(float(tolerance) for tolerance in tolerances)
     _check(particles, tolerances, batch)
     settings = {"particles": particles, "seed": np.atleast_1d(seed).tolist(), "batch": batch}
+    settings |= _entries(identity or {})
     done = [] if checkpoint is None else _restored(checkpoint, settings, tolerances)
     for index, tolerance in enumerate(tolerances):
         if index == len(done):
@@ -160,12 +170,17 @@ class _Search:
         accepted: list[tuple[Tensor, Tensor]] = []
         found = 0
         while found < n:
-            left = most - before - self.simulations - self.rejected
-            if left < 1:
+            left = most - before - self.simulations
+            # proposals that are never simulated would never use up the simulations
+            if left < 1 or self.rejected >= most:
+                why = f"max_simulations={most} were used up"
+                if left > 0:
+                    why = f"{self.rejected} proposals of this round were outside of the prior's "
+                    why += f"support, as many as max_simulations={most}"
                 raise AcceptanceError(
                     f"{found} of {n} particles were within the tolerance {tolerance:.4g} when "
-                    f"max_simulations={most} were used up: allow more, or end at a larger "
-                    "tolerance; the populations before are valid"
+                    f"{why}: allow more, or end at a larger tolerance; the populations before are "
+                    "valid"
                 )
             rate = max(found, 1) / self.simulations if self.simulations else rate
             x, distances = self._simulated(min(batch, left, math.ceil((n - found) / rate)))
@@ -266,6 +281,16 @@ def _check(particles: int, tolerances: tuple[float, ...], batch: int) -> None:
         )
 
 
+def _entries(identity: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        # as they are compared: tuples are lists
+        return {f"identity {key!r}": json.loads(json.dumps(v)) for key, v in identity.items()}
+    except TypeError as error:
+        raise TypeError(
+            f"identity must hold numbers, strings and lists of them only ({error}): use .tolist()"
+        ) from error
+
+
 def _restored(
     checkpoint: Path, settings: dict[str, Any], tolerances: tuple[float, ...]
 ) -> list[Population]:
@@ -276,7 +301,12 @@ def _restored(
     shared = min(len(populations), len(tolerances))
     kept["tolerances"] = tuple(p.tolerance for p in populations[:shared])
     wanted = settings | {"tolerances": tolerances[:shared]}
-    differing = [f"{k} {kept[k]} there, {wanted[k]} here" for k in wanted if kept[k] != wanted[k]]
+    # as text, in which NaN is NaN
+    differing = [
+        f"{key} {kept.get(key, 'absent')} there, {wanted.get(key, 'absent')} here"
+        for key in {**kept, **wanted}
+        if json.dumps(kept.get(key)) != json.dumps(wanted.get(key))
+    ]
     if differing:
         raise ValueError(
             f"the checkpoint {checkpoint} belongs to another run ({'; '.join(differing)}); "

@@ -24,8 +24,8 @@ LAYERS = [
         "storage",
         "sweeps",
     },
-    {"adjoint", "campaigns", "maps", "networks", "training"},
-    {"calibration", "integrate", "results"},
+    {"adjoint", "maps", "networks", "tasks", "training"},
+    {"calibration", "campaigns", "integrate", "results"},
     {"potentials"},
     {
         "advection",

@@ -1,12 +1,14 @@
 import inspect
 import math
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from ctdl_lib import campaigns
 from ctdl_lib.integrate import integrate
 from ctdl_lib.metrics import observed_orders
 from ctdl_lib.problems import lotka_volterra
@@ -20,10 +22,7 @@ from ctdl_lib.problems.lotka_volterra import (
 
 NEVER = -1e4  # the logarithm of a rate that is 0 in double precision
 WORD = 2**64
-
-
-def seeds(n, seed=0):
-    return np.random.SeedSequence(seed).generate_state(n, np.uint64)
+seeds = partial(campaigns.seeds, seed=0)
 
 
 def log(theta, n=1):
@@ -511,9 +510,6 @@ BAD = {
     "NaN": (lambda: simulate(X0 * math.nan, seeds(2)), "2 rows of x.*drop or clip"),
     "no rate": (lambda: paths_of(X0 - math.inf, seeds(2)), "2 rows"),
     "overflow": (lambda: paths_of(X0 + 301, seeds(2)), "above 300"),
-    "signed seeds": (lambda: simulate(X0, seeds(2).astype(np.int64)), "uint64.*int64"),
-    "a list of seeds": (lambda: simulate(X0, [1, 2]), "uint64.*list"),
-    "a tensor of seeds": (lambda: simulate(X0, torch.zeros(2).long()), "uint64.*int64"),
     "few seeds": (lambda: simulate(X0, seeds(1)), r"\(2,\).*\(1,\)"),
     "a table of seeds": (lambda: paths_of(X0, seeds(2)[:, None]), r"\(2,\).*\(2, 1\)"),
     "negative start": (lambda: refused(start=(50, -1)), "none negative"),
@@ -536,6 +532,14 @@ def test_bad_input_is_refused_with_a_reason(name):
     call, message = BAD[name]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("bad", [seeds(2).astype(np.int64), [1, 2], torch.zeros(2).long()])
+def test_seeds_of_another_kind_are_a_type_error(bad):
+    got = getattr(bad, "dtype", "list")
+    for call in (simulate, paths_of):
+        with pytest.raises(TypeError, match=f"seeds must be .* uint64, got {got}: use astype"):
+            call(X0, bad)
 
 
 def test_nothing_is_simulated_for_no_parameters():

@@ -338,6 +338,40 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
             next(Edge().run(checkpoint=path, **changed))
 
 
+def test_a_checkpoint_of_another_observation_is_refused(tmp_path):
+    path, settings = tmp_path / "abc", {"particles": 50, "tolerances": (1.0, 0.5)}
+    told = {"observed": [0.1, math.nan], "simulator": "edge", "box": {"low": (0, 1)}}
+    whole = list(Edge().run(**settings))
+    next(Edge().run(checkpoint=path, identity=told, **settings))
+    for other, differing in [
+        (
+            told | {"observed": [0.2, math.nan]},
+            r"identity 'observed' \[0.1, nan\] there, \[0.2, nan",
+        ),
+        (told | {"simulator": "cliff"}, "identity 'simulator' edge there, cliff here"),
+        (told | {"noise": 0.3}, "identity 'noise' absent there, 0.3 here"),
+        (None, r"identity 'observed' .* there, absent here; .*'simulator'.*'box'"),
+    ]:
+        with pytest.raises(ValueError, match=f"another run .{differing}"):
+            next(Edge().run(checkpoint=path, identity=other, **settings))
+    again = told | {"box": {"low": [0, 1]}}
+    assert all(map(same, whole, Edge().run(checkpoint=path, identity=again, **settings)))
+
+
+def test_a_checkpoint_without_identity_is_not_that_of_an_observation(tmp_path):
+    path, settings = tmp_path / "abc", {"particles": 50, "tolerances": (1.0,)}
+    (population,) = Edge().run(checkpoint=path, **settings)
+    assert same(population, next(Edge().run(checkpoint=path, **settings)))
+    with pytest.raises(ValueError, match=r"identity 'observed' absent there, 0\.1 here"):
+        next(Edge().run(checkpoint=path, identity={"observed": 0.1}, **settings))
+
+
+@pytest.mark.parametrize("what", [torch.ones(2), np.ones(2), {1, 2}])
+def test_an_identity_of_other_things_is_refused(what):
+    with pytest.raises(TypeError, match=r"numbers, strings and lists .*use .tolist\(\)"):
+        next(Edge().run(identity={"observed": what}))
+
+
 def test_resampled_particles_follow_the_weights(generator):
     population = Population(
         torch.tensor([[0.0], [1.0], [5.0]]),
@@ -373,9 +407,29 @@ def test_too_few_acceptances_end_with_a_clear_error():
     problem = Edge()
     populations = problem.run(tolerances=(1.0, 0.0), max_simulations=3000)
     assert next(populations).tolerance == 1.0
-    with pytest.raises(AcceptanceError, match=r"0 of 1000 .* tolerance 0 .*max_simulations=3000"):
+    with pytest.raises(AcceptanceError, match=r"0 of 1000 .* tolerance 0 .*ions=3000 were used up"):
         next(populations)
-    assert problem.simulations <= 3000
+    # all that were allowed: what the prior excludes is not simulated, and does not count
+    assert problem.simulations == 3000
+
+
+def test_a_prior_that_accepts_no_proposal_ends_with_a_clear_error():
+    class Sieve(Box):
+        """Tenths alone, which no kernel meets."""
+
+        def sample(self, n, generator):
+            return super().sample(n, generator).mul(10).round() / 10
+
+        def log_prob(self, x):
+            return super().log_prob(x).where((x == (10 * x).round() / 10).all(1), -math.inf)
+
+    problem = Edge()
+    problem.prior = Sieve(1)
+    populations = problem.run(particles=100, max_simulations=5000)
+    used = next(populations).simulations
+    with pytest.raises(AcceptanceError, match=r"0 of 100 .* proposals .* outside .*ions=5000: al"):
+        next(populations)
+    assert problem.simulations == used < 5000
 
 
 def everything_aborts(x, seed):

@@ -1,7 +1,6 @@
 """Problems of simulation-based inference whose likelihood is known: find x from what it caused.
 
-Parameters x (n, d) have a prior, and a simulator draws y (n, m): nothing but a seed of 64 bits for
-each row decides on its noise.
+Parameters x (n, d) have a prior; y (n, m) is drawn with the noise of a 64-bit seed for each row.
 """
 
 import abc
@@ -382,8 +381,9 @@ def _simulated(y: Tensor) -> Simulated:
 
 
 def _check_runs(x: Tensor, seeds: np.ndarray, d: int) -> None:
-    if x.dim() != 2 or x.shape[1] != d:
-        raise ValueError(f"x must have shape (n, {d}), got {tuple(x.shape)}")
+    finite = bool(x.isfinite().all())
+    if x.dim() != 2 or x.shape[1] != d or not finite:
+        raise ValueError(f"x must be (n, {d}) and finite, got {tuple(x.shape)}, finite: {finite}")
     if len(seeds) != len(x):
         raise ValueError(f"every row of x needs one seed, got {len(x)} rows, {len(seeds)} seeds")
 

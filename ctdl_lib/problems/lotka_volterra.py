@@ -104,7 +104,8 @@ class StochasticLotkaVolterra:
         Row i depends on x[i] and seeds[i] alone, to the last bit. Rows given up are NaN.
 
         Raises:
-            ValueError: shapes or dtype are wrong, or x is not finite or larger than 300.
+            TypeError: the seeds are no array of dtype uint64.
+            ValueError: x or a shape is wrong, or x is not finite or larger than 300.
         """
         log_theta = _checked(x, seeds)
         found, reactions = np.empty((len(x), 9)), np.empty(len(x), np.int64)
@@ -117,7 +118,8 @@ class StochasticLotkaVolterra:
         """The recorded states of the same simulations, NaN from where they were given up.
 
         Raises:
-            ValueError: shapes or dtype are wrong, or x is not finite or larger than 300.
+            TypeError: the seeds are no array of dtype uint64.
+            ValueError: x or a shape is wrong, or x is not finite or larger than 300.
         """
         log_theta = _checked(x, seeds)
         states, reactions = np.empty((len(x), self._count, 2)), np.empty(len(x), np.int64)
@@ -182,7 +184,7 @@ def _checked(x: Tensor, seeds: Any) -> np.ndarray:
         raise ValueError(f"x = log θ must be real, (n, 4), got {x.dtype}, {tuple(x.shape)}")
     if not isinstance(seeds, np.ndarray) or seeds.dtype != np.uint64:
         kind = getattr(seeds, "dtype", type(seeds).__name__)
-        raise ValueError(f"seeds must be an array, np.array(…, np.uint64), but got {kind}")
+        raise TypeError(f"seeds must be an array of dtype uint64, got {kind}: use astype")
     if seeds.shape != (len(x),):
         raise ValueError(f"seeds must have shape ({len(x)},), one a row of x, got {seeds.shape}")
     values = x.detach().double().cpu().contiguous().numpy()
