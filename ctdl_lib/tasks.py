@@ -46,7 +46,7 @@ def run(
     folder: Path | None = None,
     progress: Callable[..., Iterable] = lambda tasks, total, desc: tasks,
 ) -> list:
-    """The results function(*arguments[0]), function(*arguments[1]), …, in this order.
+    """The results of `function(*arguments[i])` for i = 0, 1, …, in this order.
 
     A task that fails does not keep the others from being run.
 
@@ -117,7 +117,7 @@ def identity(value: Any) -> str:
 def outcomes(
     function: Callable, arguments: Iterable[Sequence], executor: Executor | None
 ) -> Generator[tuple[int, Any, BaseException | None]]:
-    """The triples (i, function(*arguments[i]) or None, its error or None) as tasks are done."""
+    """The triples (i, result or None, error or None) of `function(*arguments[i])`, as they are done."""
     tasks = enumerate(arguments)
     if executor is None:
         for index, args in tasks:

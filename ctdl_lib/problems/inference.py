@@ -37,10 +37,8 @@ class BoxUniform(Density):
 
     def __post_init__(self):
         if not self.low or len(self.low) != len(self.high):
-            raise ValueError(
-                "low and high must have one entry for each of d ≥ 1 coordinates, got"
-                f" {len(self.low)} and {len(self.high)}"
-            )
+            got = f"{len(self.low)} and {len(self.high)}"
+            raise ValueError(f"low and high must have one entry for each coordinate, got {got}")
         for low, high in zip(self.low, self.high, strict=True):
             if not -math.inf < low < high < math.inf:
                 raise ValueError(f"low must be below high, both finite, got {low} and {high}")
@@ -235,8 +233,10 @@ def gaussian_kl(
     Raises:
         ValueError: a covariance matrix is not positive definite.
     """
-    laws = MultivariateNormal(mean0, covariance0), MultivariateNormal(mean1, covariance1)
-    return kl_divergence(*laws)
+    # other libraries switch the validation off for all of torch
+    first = MultivariateNormal(mean0, covariance0, validate_args=True)
+    second = MultivariateNormal(mean1, covariance1, validate_args=True)
+    return kl_divergence(first, second)
 
 
 class Reference(NamedTuple):
