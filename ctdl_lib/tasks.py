@@ -117,7 +117,7 @@ def identity(value: Any) -> str:
 def outcomes(
     function: Callable, arguments: Iterable[Sequence], executor: Executor | None
 ) -> Generator[tuple[int, Any, BaseException | None]]:
-    """The triples (i, result or None, error or None) of `function(*arguments[i])`, as they are done."""
+    """The triples (i, result, error) of `function(*arguments[i])` as they are done; one is None."""
     tasks = enumerate(arguments)
     if executor is None:
         for index, args in tasks:
