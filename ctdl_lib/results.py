@@ -282,7 +282,8 @@ def _said(claim: Claim) -> str:
 
 def _ours(claim: Claim) -> str:
     values = claim.ours if isinstance(claim.ours, list) else [claim.ours]
-    text = ", ".join(_number(value) for value in values)
+    # a row of many numbers would push the verdict off the page
+    text = (",<br>" if len(values) > 2 else ", ").join(_number(value) for value in values)
     deviation = "" if claim.spread is None else f" ± {claim.spread:.2g}"
     return f"{text}{deviation} {claim.unit}".strip()
 

@@ -205,3 +205,10 @@ def test_two_processes_that_write_one_result_lose_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     temporary = [p for p in (tmp_path / "chapter").iterdir() if p.name.startswith(".net.json.")]
     assert not temporary
+
+
+def test_many_numbers_of_a_claim_stand_below_each_other():
+    claim = Claim("a", "talk", "it works", [1.0, 2.0, 3.0], "reproduced", spread=0.1, unit="%")
+    assert "| 1,<br>2,<br>3 ± 0.1 % |" in table([claim])
+    pair = Claim("a", "talk", "it works", [1.0, 2.0], "reproduced")
+    assert "| 1, 2 |" in table([pair])
