@@ -4,14 +4,22 @@ import platform
 
 import torch
 
-from . import inference, integrators, lotka_volterra, potentials, resnet, spiral
+from . import inference, integrators, lotka_volterra, operators, potentials, resnet, spiral
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     print(
         f"torch {torch.__version__}, {platform.machine()}, one thread; best of interleaved runs\n"
     )
-    for benchmark in (resnet, integrators, spiral, potentials, lotka_volterra, inference):
+    for benchmark in (
+        resnet,
+        integrators,
+        spiral,
+        potentials,
+        lotka_volterra,
+        inference,
+        operators,
+    ):
         print(benchmark.__doc__)
         for row in benchmark.rows():
             print("  " + row)

@@ -43,8 +43,8 @@ def integrate(
     does the caller. Integration runs backward when t₁ < t₀.
 
     Args:
-        steps: that many equal steps of `method` "euler", "midpoint", "rk4" (default) or "verlet".
-            Störmer–Verlet takes a state (q, p) whose q̇ depends on p alone and ṗ on q alone.
+        steps: that many equal steps of `method` "euler", "midpoint", "heun", "rk4" (default) or
+            "verlet". Störmer–Verlet takes a state (q, p); q̇ depends on p alone and ṗ on q alone.
         tol: relative and absolute tolerance of the adaptive `method` "dopri5" (default), "dopri8",
             "bosh3", "fehlberg2" or "adaptive_heun". Exactly one of `steps` and `tol` is required.
         backprop: "through" differentiates the computed steps and stores every stage; "recompute"

@@ -144,6 +144,26 @@ def sliced_wasserstein(
     return math.sqrt(float(apart.square().mean()))
 
 
+def vendi(x: Float[Tensor, "n d"]) -> float:
+    """The Vendi score exp(−Σ λᵢ log λᵢ), λ the eigenvalues of the cosines between samples over n.
+
+    It counts how many different directions there are: 1 for equal samples, n for orthogonal ones.
+
+    Raises:
+        ValueError: a sample is zero, and has no direction.
+
+    Reference: friedman2023vendi.
+    """
+    _check_samples(x, x)
+    norm = x.double().norm(dim=1, keepdim=True)
+    if not (norm > 0).all():
+        raise ValueError(f"{int((norm == 0).sum())} samples are zero and have no direction")
+    unit = x / norm
+    smaller = unit @ unit.T if len(x) <= x.shape[1] else unit.T @ unit  # of equal eigenvalues
+    eigenvalues = torch.linalg.eigvalsh(smaller / len(x)).clamp(min=0)
+    return math.exp(-float(torch.special.xlogy(eigenvalues, eigenvalues).sum()))
+
+
 def c2st(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], *, seed: int, folds: int = 5) -> float:
     """The accuracy of a network that tells x from y, on samples it was not trained on.
 

@@ -132,12 +132,14 @@ class Store:
         training: Callable[[int, Path | None], Iterator[Step]],
         *,
         device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
     ) -> Record:
         """The record of the trained `model`, whose weights are those of the result afterwards.
 
         Args:
             settings: all that the weights depend on, `settings["steps"]` among it.
             training: (steps, checkpoint) ↦ the steps of `training.train`.
+            dtype: what the weights are rounded to, so that half as many bytes are stored.
 
         Raises:
             ResultError: with "saved", where the stored result cannot be this one.
@@ -151,7 +153,7 @@ class Store:
         history = list(self.progress(training(steps, checkpoint), total=steps, desc=name))
         losses = [float(f"{step.loss:.6g}") for step in history]
         record = _record(settings, {}, losses, history[-1].seconds, device)
-        return record if smoke else self._save(name, record, model)
+        return record if smoke else self._save(name, record, model, dtype)
 
     def measure(
         self,
@@ -210,12 +212,18 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         return FileLock(folder / ".lock")
 
-    def _save(self, name: str, record: Record, model: nn.Module | None) -> Record:
+    def _save(
+        self, name: str, record: Record, model: nn.Module | None, dtype: torch.dtype | None = None
+    ) -> Record:
         """Write weights and record as one: under a lock, and tied together by a hash."""
         record_path, weights_path = self._paths(name)
         with self._lock():
             if model is not None:
-                state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+                state = {
+                    k: v.detach().to("cpu", dtype if v.is_floating_point() else None).contiguous()
+                    for k, v in model.state_dict().items()
+                }
+                model.load_state_dict(state)  # what is used now is what will be loaded
                 data = safetensors_bytes(state)
                 storage.write(weights_path, data)
                 record = Record(**{**asdict(record), "weights": hashlib.sha256(data).hexdigest()})

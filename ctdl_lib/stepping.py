@@ -22,6 +22,7 @@ class Tableau(NamedTuple):
 TABLEAUS = {
     "euler": Tableau(c=(0.0,), a=((),), b=(1.0,)),
     "midpoint": Tableau(c=(0.0, 0.5), a=((), (0.5,)), b=(0.0, 1.0)),
+    "heun": Tableau(c=(0.0, 1.0), a=((), (1.0,)), b=(0.5, 0.5)),
     "rk4": Tableau(
         c=(0.0, 0.5, 0.5, 1.0),
         a=((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),

@@ -17,6 +17,8 @@ LAYERS = [
     {
         "architectures",
         "calculus",
+        "embeddings",
+        "fields",
         "grids",
         "landscape",
         "metrics",
@@ -25,11 +27,12 @@ LAYERS = [
         "sweeps",
     },
     {"adjoint", "maps", "networks", "tasks", "training"},
-    {"calibration", "campaigns", "integrate", "results"},
+    {"calibration", "campaigns", "integrate", "operators", "results", "unets"},
     {"potentials"},
     {
         "advection",
         "convex",
+        "diffusion",
         "flows",
         "invertible",
         "neural_odes",

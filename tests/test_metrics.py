@@ -19,6 +19,7 @@ from ctdl_lib.metrics import (
     retained_bytes,
     sliced_wasserstein,
     spread,
+    vendi,
 )
 
 
@@ -165,6 +166,63 @@ def test_sliced_wasserstein_of_normals_nears_that_of_their_laws(generator):
     assert found == pytest.approx(1.0, abs=0.03)  # W₂ of N(0, 1) and N(0, 4) on each line
 
 
+def test_vendi_is_one_for_equal_samples_and_n_for_orthogonal_ones():
+    assert vendi(torch.randn(1, 3).expand(5, 3)) == pytest.approx(1.0)
+    assert vendi(torch.eye(4, 9)) == pytest.approx(4.0)
+    rotation = torch.linalg.qr(torch.randn(6, 6)).Q
+    assert vendi(rotation) == pytest.approx(6.0)
+
+
+@pytest.mark.parametrize("d", [8, 3, 4])
+def test_vendi_of_groups_is_the_exponential_of_the_entropy_of_their_shares(d):
+    """In more dimensions than samples, in fewer, and in as many as there are groups."""
+    sizes = [3, 2, 1]
+    x = torch.eye(3, d).repeat_interleave(torch.tensor(sizes), 0)
+    assert vendi(x) == pytest.approx(math.exp(stats.entropy(sizes)))
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.3, 1.2, math.pi / 2, 2.5])
+def test_vendi_of_two_samples_depends_on_their_angle(angle):
+    """The eigenvalues are (1 ± cos)/2."""
+    x = torch.tensor([[1.0, 0.0], [math.cos(angle), math.sin(angle)]])
+    shares = [(1 + math.cos(angle)) / 2, (1 - math.cos(angle)) / 2]
+    assert vendi(x) == pytest.approx(math.exp(stats.entropy(shares)))
+
+
+@pytest.mark.parametrize(("n", "d"), [(5, 9), (9, 5), (6, 6)])
+def test_vendi_is_that_of_the_formula_with_either_product(n, d):
+    x = torch.randn(n, d)
+    cosines = 1 - torch.as_tensor(cdist(x, x, metric="cosine"))
+    eigenvalues = torch.linalg.eigvalsh(cosines / n).clamp(min=0)
+    assert vendi(x) == pytest.approx(math.exp(stats.entropy(eigenvalues)))
+    wide = torch.cat([x, torch.zeros(n, n)], 1)  # more columns than rows, and the same cosines
+    assert vendi(wide) == pytest.approx(vendi(x))
+
+
+@pytest.mark.parametrize(("n", "d"), [(5, 9), (9, 5)])
+def test_vendi_looks_at_directions_only(n, d):
+    x = torch.randn(n, d)
+    of_x = pytest.approx(vendi(x))
+    assert vendi(1e3 * torch.rand(n, 1) * x) == of_x
+    assert vendi(x[torch.randperm(n)]) == of_x
+    assert vendi(x @ torch.linalg.qr(torch.randn(d, d)).Q) == of_x
+    assert vendi(torch.cat([x, x])) == of_x  # more of the same
+    assert vendi((-1.0) ** torch.arange(n)[:, None] * x) == of_x
+    assert 1 < vendi(x) < min(n, d)
+
+
+def test_vendi_of_single_precision_is_nearly_that_of_double():
+    x = torch.randn(20, 7)
+    assert vendi(x.float()) == pytest.approx(vendi(x), rel=1e-5)
+    assert vendi(torch.ones(50, 7).float()) == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_vendi_of_very_large_and_small_samples_is_that_of_the_others(scale):
+    x = torch.randn(6, 4)
+    assert vendi((scale * x).float()) == pytest.approx(vendi(x), rel=1e-5)
+
+
 def test_c2st_of_equal_laws_is_a_half_and_of_separate_ones_one(generator):
     x, y = (torch.randn(200, 2, generator=generator) for _ in range(2))
     assert abs(c2st(x, y, seed=0) - 0.5) < 4 * 0.5 / math.sqrt(400)
@@ -206,6 +264,8 @@ BAD = {
         lambda: inspect.unwrap(c2st)(torch.ones(3, 2), torch.ones(4, 2), seed=0),
         "equal",
     ),
+    "zero": (lambda: vendi(torch.eye(4)[[0, 1]] * torch.tensor([[1.0], [0.0]])), "1 samples are"),
+    "one sample has no diversity": (lambda: vendi(torch.ones(1, 2)), "at least two"),
     "no projection": (lambda: by_slices(torch.ones(3, 2), torch.ones(3, 2), 0), "at least 1"),
 }
 

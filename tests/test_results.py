@@ -49,6 +49,20 @@ def test_what_was_trained_is_loaded_without_training(tmp_path):
     assert record.device == "cpu"
 
 
+def test_rounded_weights_are_half_as_large_and_used_at_once(tmp_path):
+    net = nn.Linear(2, 1)
+    store = Store("chapter", "train", folder=tmp_path)
+    store.fit("net", net, SETTINGS, training(net), dtype=torch.float32)
+    assert net.weight.dtype == torch.float64
+    assert torch.equal(net.weight, net.weight.float().double())
+    other = nn.Linear(2, 1)
+    load(tmp_path, other)
+    assert torch.equal(net.weight, other.weight)
+    stored = (tmp_path / "chapter" / "net.safetensors").stat().st_size
+    trained(tmp_path)
+    assert (tmp_path / "chapter" / "net.safetensors").stat().st_size == stored + 3 * 4
+
+
 def test_smoke_runs_the_same_code_and_leaves_nothing(tmp_path):
     net = nn.Linear(2, 1)
     record = Store("chapter", "smoke", folder=tmp_path).fit("net", net, SETTINGS, training(net))
