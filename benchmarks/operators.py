@@ -13,7 +13,7 @@ from torch.nn import functional
 from ctdl_lib.diffusion import Denoiser, Schedule, Score, sample_sde
 from ctdl_lib.embeddings import time_features
 from ctdl_lib.fields import Laplacian
-from ctdl_lib.metrics import interleaved_times
+from ctdl_lib.metrics import interleaved_times, moved_bytes
 from ctdl_lib.operators import FNO
 
 SIZES = [(28, 10, 16, 32), (28, 12, 24, 32), (56, 10, 16, 32), (32, 12, 32, 32)]
@@ -58,6 +58,15 @@ def _pointwise(u: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
 
 
 def rows() -> Iterator[str]:
+    try:
+        importlib.import_module("neuralop.models")
+    except ModuleNotFoundError as error:
+        yield (
+            f"neuralop is left out ({error}): pip install --no-deps neuraloperator tensorly"
+            " tensorly-torch opt-einsum"
+        )
+    else:
+        yield "neuralop: n_modes (2·modes − 1, 2·modes − 1), its defaults, the time as a channel"
     for size in SIZES:
         yield training(*size)
     yield sampling(28, 10, 16, 16)
@@ -97,8 +106,9 @@ def neuralop(modes: int, width: int, t: Tensor, u: Tensor) -> dict:
     try:
         models = importlib.import_module("neuralop.models")
     except ModuleNotFoundError:
-        return {}  # it asks for many packages: pip install neuraloperator
-    total = 2 * modes - 1  # it counts the modes of both signs
+        return {}  # the first row says so
+    # it counts the modes of both signs; of the last axis it keeps total // 2 + 1 = modes
+    total = 2 * modes - 1
     peer = models.FNO((total, total), 2, 1, width, n_layers=4)
     time = t[:, None, None].expand_as(u)
 
@@ -134,7 +144,7 @@ def layer(n: int, modes: int, width: int, batch: int) -> str:
     m, columns = modes, batch * width
     u = torch.randn(n, n, batch, width)
     channels_first = u.permute(2, 3, 0, 1).contiguous()
-    moved = 4 * columns * (2 * n * n + 8 * n * m + 32 * m * m) + 16 * m * m * width**2
+    moved = moved_bytes(lambda: net.K[0](u))
     flops = 2 * columns * (2 * (2 * m) * n * n + 2 * (4 * m) * (2 * n) * m + 8 * m * m * width)
     source, target = torch.randn(moved // 8), torch.empty(moved // 8)
     A, B = torch.randn(2 * m, n), torch.randn(n, n * columns)

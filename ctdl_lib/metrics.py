@@ -87,6 +87,17 @@ def retained_bytes(compute: Callable[[], object]) -> int:
     return alive
 
 
+def moved_bytes(compute: Callable[[], object]) -> int:
+    """The bytes of all tensors that the operations inside of `compute` read and write.
+
+    What only looks at a tensor otherwise (a view, a reshape without a copy) moves nothing; caches
+    are not looked at, nor what an operation reads more than once.
+    """
+    with _Traffic() as traffic:
+        compute()
+    return traffic.bytes
+
+
 def mmd(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], *, bandwidth: float) -> float:
     """The squared maximum mean discrepancy E k(X, X′) + E k(Y, Y′) − 2E k(X, Y), without bias.
 
@@ -223,4 +234,23 @@ class _Storages(TorchDispatchMode):
                 storage = x.untyped_storage()
                 # a weak reference keeps the identity from being used again
                 self.sizes[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        return result
+
+
+class _Traffic(TorchDispatchMode):
+    """The bytes read and written by the operations inside of the context."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        read = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        written = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+        known = {x.untyped_storage()._cdata for x in read}
+        is_view = func.is_view or all(x.untyped_storage()._cdata in known for x in written)
+        if not is_view or func._schema.is_mutable:
+            # an expanded tensor has fewer bytes than entries
+            self.bytes += sum(min(x.nbytes, x.untyped_storage().nbytes()) for x in read + written)
         return result

@@ -54,7 +54,7 @@ class SpectralConv(nn.Module):
 
     Few modes make truncated transforms by products of matrices faster than the full FFT, and these
     want the grid as the first two axes. Per call, with c channels, B samples and single precision,
-    the arrays read and written have about 4Bc(2n² + 8nm + 32m²) bytes, and the weights 16m²c².
+    the arrays read and written have about 4Bc(2n² + 8nm + 40m²) bytes, and the weights 32m²c².
 
     Args of the constructor: numbers of channels and `modes`; `generator` draws Rₖ with
     E|Rₖ|² = 1/`inputs`.
@@ -83,7 +83,7 @@ class SpectralConv(nn.Module):
         waves = _waves(n, m, u)
         u = torch.matmul(waves.along_y, u.reshape(n, n, batch * inputs))
         u = waves.along_x @ u.reshape(2 * n, m * batch * inputs)
-        real, imaginary = torch.matmul(u.reshape(2, -1, batch, inputs), self.R)
+        real, imaginary = (part @ self.R for part in u.reshape(2, -1, batch, inputs))
         a, b = real.split(outputs, -1), imaginary.split(outputs, -1)
         u = torch.stack([a[0] - b[1], a[1] + b[0]])
         u = waves.back_x @ u.reshape(-1, m * batch * outputs)

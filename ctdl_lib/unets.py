@@ -23,20 +23,22 @@ class UNet(nn.Module):
     is. torch's own generator draws the weights; the last convolution starts at zero.
 
     Raises:
-        ValueError: width is no multiple of 8.
+        ValueError: width is no multiple of 8, or there are no factors.
 
     Reference: ronneberger2015unet; ho2020denoising, appendix B.
     """
 
     def __init__(self, *, width: int, factors: Sequence[int] = (1, 2, 2)):
         super().__init__()
-        if width < 8 or width % 8:
-            raise ValueError(f"width must be a multiple of 8, got {width}")
+        if width < 8 or width % 8 or not factors:
+            raise ValueError(
+                f"width must be a multiple of 8, got {width}, and {factors=} not empty"
+            )
         self.width, self.factors = width, tuple(factors)
         sizes = [width * factor for factor in factors]
         self.clock = nn.Linear(width, 4 * width)
-        self.first = _conv(5, width)
-        before = [width, *sizes]
+        self.first = _conv(5, sizes[0])
+        before = [sizes[0], *sizes]
         self.down = nn.ModuleList(
             _Block(a, b, 4 * width) for a, b in zip(before, sizes, strict=False)
         )
@@ -45,7 +47,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(
             _Block(a + b, b, 4 * width) for a, b in zip(after, sizes, strict=True)
         )
-        self.norm, self.last = nn.GroupNorm(8, width), _conv(width, 1)
+        self.norm, self.last = nn.GroupNorm(8, sizes[0]), _conv(sizes[0], 1)
         nn.init.zeros_(self.last.weight)
 
     def forward(self, t: Any, u: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch n n"]:

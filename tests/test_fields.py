@@ -3,6 +3,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import integrate, special
 
 from ctdl_lib.fields import (
@@ -468,6 +470,23 @@ def test_the_same_grid_needs_no_interpolation():
     assert torch.equal(resample(u, 6), u)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 3),
+    st.integers(2, 14),
+    st.integers(2, 14),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_any_fields_go_to_any_grid(batch, old, n, dtype):
+    u = torch.randn(batch, old, old, generator=torch.Generator().manual_seed(old)).to(dtype)
+    found = resample(u, n)
+    assert (found.shape, found.dtype) == ((batch, n, n), dtype)
+    rounding = 1e-12 if dtype == torch.float64 else 1e-5
+    assert torch.allclose(found.mean((1, 2)), u.mean((1, 2)), atol=rounding)
+    if n >= old:
+        assert torch.allclose(resample(found, old), u, atol=rounding)
+
+
 def test_norms_in_l2_stay_on_finer_grids():
     """For odd grids; of the last wave number of an even one a cosine has half of the square."""
     u = torch.randn(3, 5, 5)
@@ -563,6 +582,14 @@ def by_hand(function):
 
 
 BAD = {
+    "a negative level": (lambda: PixelNoise(-1.0), "not be negative: PixelNoise"),
+    "a negative power": (lambda: Laplacian(-1.1), "not be negative.*s=-1.1"),
+    "a negative mean": (lambda: Laplacian(1.1, mean=-0.5), "not be negative.*mean=-0.5"),
+    "a negative number of modes": (lambda: SpectralNoise(-1), "not be negative.*modes=-1"),
+    "no kappa": (lambda: Matern(2.0, 0.0), "kappa must be positive"),
+    "a negative kappa": (lambda: Matern(2.0, -3.0), "not be negative.*kappa=-3.0"),
+    "a negative level of a sum": (lambda: Sum((WhiteNoise(),), level=-1.0), "not be negative"),
+    "an empty sum": (lambda: Sum(()), "at least one covariance"),
     "no mean, no density": (
         lambda: Laplacian(1.5, mean=0.0).log_prob(torch.zeros(1, 4, 4)),
         "no density: 1 of 16",

@@ -43,7 +43,9 @@ def relative_error(a, b):
     return max(float((u - v).norm() / v.norm()) for u, v in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2), ("rk4", 4)])
+@pytest.mark.parametrize(
+    ("method", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)]
+)
 def test_order_of_convergence_on_a_nonautonomous_equation(method, order):
     x0 = torch.tensor([1.0])
     exact = math.exp(math.sin(2.0))  # ẋ = x cos t
@@ -62,6 +64,18 @@ def test_runge_kutta_4_equals_scipy_on_one_step_by_its_own_tableau():
     for power, value in enumerate([1, 1 / 2, 1 / 3, 1 / 4]):
         assert sum(w * node**power for w, node in zip(b, c, strict=True)) == pytest.approx(value)
     assert [sum(row) for row in a] == list(c)
+
+
+def test_heun_is_the_trapezoidal_rule_with_a_prediction_and_that_of_torchdiffeq():
+    f, x, h = Field(), torch.randn(4, 3), 0.25
+    ours = integrate(f, x, 0.0, 1.0, steps=4, method="heun")
+    theirs = odeint(f, x, torch.tensor([0.0, 1.0]), method="heun2", options={"step_size": h})[-1]
+    assert torch.allclose(ours, theirs, rtol=1e-14)
+    by_hand = x
+    for t in (0.0, 0.25, 0.5, 0.75):
+        slope = f(t, by_hand)
+        by_hand = by_hand + h / 2 * (slope + f(t + h, by_hand + h * slope))
+    assert torch.allclose(ours, by_hand, rtol=1e-14)
 
 
 def test_verlet_has_order_two_and_keeps_the_energy_of_the_pendulum():
@@ -119,7 +133,7 @@ def test_statistics_count_every_evaluation(method, n):
         return pendulum(t, state)
 
     integrate(f, state, 0.0, 1.0, steps=n, method=method, statistics=statistics)
-    stages = {"euler": 1, "midpoint": 2, "rk4": 4, "verlet": 3}[method]
+    stages = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "verlet": 3}[method]
     assert statistics.evaluations == len(seen) == stages * n
     assert statistics.accepted == n
 
@@ -178,7 +192,7 @@ def test_states_on_the_grid_are_not_interpolated():
     assert torch.allclose(path[5], half, atol=1e-14)
 
 
-@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4"])
+@pytest.mark.parametrize("method", ["euler", "midpoint", "heun", "rk4"])
 def test_recompute_equals_through_to_round_off(method):
     f, x = Field(), torch.randn(5, 3)
     through = gradients(f, x, steps=9, method=method)

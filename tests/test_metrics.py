@@ -14,6 +14,7 @@ from ctdl_lib.metrics import (
     energy_distance,
     interleaved_times,
     mmd,
+    moved_bytes,
     observed_orders,
     predict,
     retained_bytes,
@@ -21,6 +22,7 @@ from ctdl_lib.metrics import (
     spread,
     vendi,
 )
+from ctdl_lib.operators import SpectralConv
 
 
 def test_accuracy_counts_what_is_recognised():
@@ -280,3 +282,23 @@ def test_bad_samples_are_refused_with_a_reason(name):
 def test_the_bandwidth_is_chosen_never_defaulted():
     parameter = inspect.signature(metrics.mmd).parameters["bandwidth"]
     assert parameter.default is inspect.Parameter.empty
+
+
+def test_moved_bytes_counts_what_is_read_and_written():
+    A, B = torch.randn(3, 4), torch.randn(4, 5)
+    assert moved_bytes(lambda: A @ B) == 8 * (12 + 20 + 15)
+    assert moved_bytes(lambda: A.T.reshape(2, 6)) == 8 * (12 + 12)  # a copy
+    assert moved_bytes(lambda: A.reshape(2, 6)[:1].unsqueeze(0)) == 0
+    assert moved_bytes(lambda: A.relu_()) == 8 * (12 + 12)
+
+
+def test_moved_bytes_of_a_spectral_layer_are_those_of_its_docstring():
+    n, m, c, batch = 12, 4, 6, 5
+    layer, u = SpectralConv(c, c, modes=m), torch.randn(n, n, batch, c)
+    layer(u)
+    with torch.no_grad():
+        found = moved_bytes(lambda: layer(u))
+    modes = (2 * m - 1) * m  # about 2m²
+    formula = 8 * batch * c * (2 * n * n + 8 * n * m + 20 * modes) + 8 * 4 * modes * c * c
+    matrices = 8 * 2 * (2 * m * n + 2 * (2 * m - 1) * 2 * n)
+    assert found == formula + matrices
