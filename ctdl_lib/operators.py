@@ -50,7 +50,8 @@ class SpectralConv(nn.Module):
     """The convolution (Ku)(x) = Σₖ Rₖ ûₖ e^{2πi k·x} over wave numbers |k₁|, |k₂| < modes.
 
     ûₖ = n⁻² Σ u(x) e^{−2πi k·x}, so that K is the same operator on every grid with n ≥ 2·modes.
-    Rₖ ∈ ℂ^{out × in}, k₂ ≥ 0, is learned; of the sum the real part is taken.
+    Rₖ ∈ ℂ^{out × in} is learned for k₂ ≥ 0, and R₋ₖ is its conjugate, so that Ku is real; where
+    k₂ = 0, the mean of Rₖ and the conjugate of R₋ₖ counts.
 
     Few modes make truncated transforms by products of matrices faster than the full FFT, and these
     want the grid as the first two axes. Per call, with c channels, B samples and single precision,
