@@ -309,7 +309,7 @@ def test_single_precision_is_double_precision_rounded():
 
 
 def test_equal_numbers_do_not_make_laws_equal(generator):
-    """Roots of spectra are stored by law: two of equal numbers must not be taken for another."""
+    """Whatever is kept between calls, two laws with equal numbers are not taken for each other."""
     u = torch.randn(2, 6, 6)
     assert torch.allclose(WhiteNoise(1.0).apply(u), u)
     assert torch.allclose(PixelNoise(1.0).apply(u), u / 36)
