@@ -227,12 +227,9 @@ def sample_sde(
     score: Velocity,
     noise: Callable[[], Tensor],
     schedule: Schedule,
-    *,
-    steps: int,
-    method: Method = "exponential",
-    last: Literal["mean", "noise"] = "mean",
+    **how: Any,
 ) -> Float[Tensor, "batch ..."]:
-    """The samples at which `reverse_sde` ends."""
-    for state in reverse_sde(score, noise, schedule, steps=steps, method=method, last=last):  # noqa: B007
+    """The samples at which `reverse_sde` ends, with its options."""
+    for state in reverse_sde(score, noise, schedule, **how):  # noqa: B007
         pass
     return state.x

@@ -1,4 +1,4 @@
-"""Features of time for networks."""
+"""Features of time and place for networks."""
 
 import math
 
@@ -22,3 +22,11 @@ def time_features(t: Float[Tensor, " batch"], count: int) -> Float[Tensor, "batc
     share = torch.linspace(0, 1, count // 2, dtype=t.dtype, device=t.device)
     phase = t[:, None] * torch.exp(math.log(1000) * share)
     return torch.cat([phase.sin(), phase.cos()], 1)
+
+
+def torus_features(u: Float[Tensor, "batch n n"]) -> Float[Tensor, "4 n n"]:
+    """The features sin 2πx, cos 2πx, sin 2πy, cos 2πy at the pixels of a field: two circles."""
+    n = u.shape[-1]
+    x = 2 * math.pi * torch.arange(n, dtype=u.dtype, device=u.device) / n
+    circle = torch.stack([x.sin(), x.cos()])
+    return torch.cat([circle[:, :, None].expand(2, n, n), circle[:, None].expand(2, n, n)])

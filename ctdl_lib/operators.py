@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .embeddings import time_features
+from .embeddings import time_features, torus_features
 from .networks import times_like
 
 
@@ -143,7 +143,8 @@ class FNO(nn.Module):
         if u.dim() != 3 or u.shape[1] != u.shape[2]:
             raise ValueError(f"want square fields (batch, n, n), got {tuple(u.shape)}")
         time = functional.silu(time_features(times_like(t, u), self.width) @ self.clock.T)
-        u = torch.cat([u.permute(1, 2, 0)[..., None], _coordinates(u)], -1)
+        place = torus_features(u).permute(1, 2, 0)[:, :, None].expand(-1, -1, len(u), -1)
+        u = torch.cat([u.permute(1, 2, 0)[..., None], place], -1)
         u = torch.addmm(self.b_lift, u.flatten(0, 2), self.lift.T).unflatten(0, u.shape[:3])
         for K, W, b, hands in zip(self.K, self.W, self.b, self.hands, strict=True):
             gain, shift = (time @ hands.T).chunk(2, 1)
@@ -151,12 +152,3 @@ class FNO(nn.Module):
             u = u + functional.gelu(torch.addcmul(shift, step, 1 + gain))
         hidden = functional.gelu(torch.addmm(self.b_widen, u.flatten(0, 2), self.widen.T))
         return (hidden @ self.narrow.T).view(u.shape[:3]).permute(2, 0, 1)
-
-
-def _coordinates(u: Tensor) -> Tensor:
-    """Where on the torus the points lie: two circles, (n, n, batch, 4)."""
-    n = u.shape[-1]
-    x = 2 * math.pi * torch.arange(n, dtype=u.dtype, device=u.device) / n
-    circle = torch.stack([x.sin(), x.cos()], -1)
-    across, down = circle[:, None].expand(n, n, 2), circle.expand(n, n, 2)
-    return torch.cat([across, down], -1)[:, :, None].expand(n, n, len(u), 4)

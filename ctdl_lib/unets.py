@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .embeddings import time_features
+from .embeddings import time_features, torus_features
 from .networks import times_like
 
 
@@ -63,7 +63,8 @@ class UNet(nn.Module):
                 f" {tuple(u.shape)}: resample them"
             )
         time = functional.silu(self.clock(time_features(times_like(t, u), self.width)))
-        x = self.first(torch.cat([u[:, None], _coordinates(u)], 1))
+        place = torus_features(u).expand(len(u), -1, -1, -1)
+        x = self.first(torch.cat([u[:, None], place], 1))
         left = []
         for level, block in enumerate(self.down):
             x = block(functional.avg_pool2d(x, 2) if level else x, time)
@@ -92,12 +93,3 @@ class _Block(nn.Module):
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
-
-
-def _coordinates(u: Tensor) -> Tensor:
-    """Where on the torus the pixels lie: two circles, (batch, 4, n, n)."""
-    n = u.shape[-1]
-    x = 2 * torch.pi * torch.arange(n, dtype=u.dtype, device=u.device) / n
-    circle = torch.stack([x.sin(), x.cos()])
-    across, down = circle[:, :, None].expand(2, n, n), circle[:, None].expand(2, n, n)
-    return torch.cat([across, down]).expand(len(u), 4, n, n)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..diffusion import Schedule, perturb
 from ..fields import Covariance, Field, squared_wave_numbers
+from ..stepping import step
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,21 +95,15 @@ class ReactionDiffusion:
         decay = torch.exp(-0.5 * h * diffusions[:, None, None, None] * rate).to(u)
         state = torch.stack([u, v])
         for _ in range(steps):
-            state = _spread(self._react(_spread(state, decay), h), decay)
+            (state,) = step("rk4", self._reaction, 0.0, h, (_spread(state, decay),))
+            state = _spread(state, decay)
         if not state.isfinite().all():
             raise ValueError(f"the solution is not finite: take more than {steps} steps")
         return state[0], state[1]
 
-    def _react(self, state: Tensor, h: float) -> Tensor:
-        k1 = self._reaction(state)
-        k2 = self._reaction(state + 0.5 * h * k1)
-        k3 = self._reaction(state + 0.5 * h * k2)
-        k4 = self._reaction(state + h * k3)
-        return state + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-
-    def _reaction(self, state: Tensor) -> Tensor:
-        u, v = state
-        return torch.stack([u - u**3 - self.k - v, u - v])
+    def _reaction(self, t: float, state: tuple[Tensor]) -> tuple[Tensor]:
+        u, v = state[0]
+        return (torch.stack([u - u**3 - self.k - v, u - v]),)
 
 
 def _spread(state: Tensor, decay: Tensor) -> Tensor:
