@@ -214,3 +214,109 @@ def _along(K: Tensor, sigma: Sigma | None) -> Tensor:
         return K
     is_matrix = isinstance(sigma, Tensor) and sigma.dim() == 2
     return K @ sigma if is_matrix else K * sigma
+
+
+def _bound(whole: Potential, *parts: Potential) -> tuple[Potential, ...]:
+    """The parts with the context of the whole."""
+    y = whole.context
+    return parts if y is None else tuple(part.given(y) for part in parts)
+
+
+class PinnedPotential(Potential):
+    """The potential Φ(t, x) = known(t, x) + (T − t)·correction(t, x): at t = T it is known.
+
+    So a learned value function carries the terminal condition, and all that is known of the
+    solution, exactly.
+
+    Args of the constructor: the potentials `known` and `correction`, and the time T (`horizon`).
+    """
+
+    def __init__(self, known: Potential, correction: Potential, *, horizon: float = 1.0):
+        super().__init__()
+        self.known, self.correction, self.horizon = known, correction, horizon
+
+    def forward(self, t: Time, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+        """The value Φ(t, x)."""
+        known, correction = _bound(self, self.known, self.correction)
+        return known(t, x) + (self.horizon - times_like(t, x)) * correction(t, x)
+
+    def gradient(self, t: Time, x: Float[Tensor, "batch ..."]) -> Gradient:
+        """The value Φ, ∂ₜΦ and ∇ₓΦ from those of both parts."""
+        known, correction = _bound(self, self.known, self.correction)
+        return self._sum(t, x, known.gradient(t, x), correction.gradient(t, x))
+
+    def derivatives(
+        self, t: Time, x: Float[Tensor, "batch ..."], sigma: Sigma | None = None
+    ) -> Derivatives:
+        """The value Φ, ∂ₜΦ, ∇ₓΦ and ΔₓΦ, or tr(σσᵀ∇ₓ²Φ), from those of both parts."""
+        parts = _bound(self, self.known, self.correction)
+        known, correction = (part.derivatives(t, x, sigma) for part in parts)
+        trace = known.laplacian + (self.horizon - times_like(t, x)) * correction.laplacian
+        return Derivatives(*self._sum(t, x, known, correction), trace)
+
+    def _sum(
+        self,
+        t: Time,
+        x: Tensor,
+        known: Gradient | Derivatives,
+        correction: Gradient | Derivatives,
+    ) -> Gradient:
+        left = self.horizon - times_like(t, x)
+        return Gradient(
+            known.value + left * correction.value,
+            known.dt - correction.value + left * correction.dt,
+            known.dx + left.reshape(-1, *(1,) * (x.dim() - 1)) * correction.dx,
+        )
+
+
+class ScaledPotential(Potential):
+    """The potential Φ(t, x) = height · φ(t, (x − center)/unit): φ in convenient units.
+
+    Args of the constructor: the potential φ on vectors, the `height` (a number), and for each
+    entry of x its `center` and positive `unit`, (d,).
+
+    Raises:
+        ValueError: a unit is not positive, or `center` and `unit` differ in length.
+    """
+
+    center: Tensor
+    unit: Tensor
+
+    def __init__(
+        self,
+        potential: Potential,
+        *,
+        height: float,
+        center: Float[Tensor, " d"],
+        unit: Float[Tensor, " d"],
+    ):
+        super().__init__()
+        if center.shape != unit.shape or not (unit > 0).all():
+            raise ValueError(f"unit must be positive, one for each center, got {unit.tolist()}")
+        self.potential, self.height = potential, height
+        for name, value in (("center", center), ("unit", unit)):
+            self.register_buffer(name, value.to(torch.get_default_dtype()), persistent=False)
+
+    def forward(self, t: Time, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+        """The value Φ(t, x)."""
+        (potential,) = _bound(self, self.potential)
+        return self.height * potential(t, (x - self.center) / self.unit)
+
+    def gradient(self, t: Time, x: Float[Tensor, "batch d"]) -> Gradient:
+        """The value Φ, ∂ₜΦ and ∇ₓΦ from those of φ."""
+        (potential,) = _bound(self, self.potential)
+        return self._scaled(potential.gradient(t, (x - self.center) / self.unit))
+
+    def derivatives(
+        self, t: Time, x: Float[Tensor, "batch d"], sigma: Sigma | None = None
+    ) -> Derivatives:
+        """The value Φ, ∂ₜΦ, ∇ₓΦ and ΔₓΦ, or tr(σσᵀ∇ₓ²Φ), from those of φ."""
+        columns = _columns(sigma, x).T / self.unit[:, None]
+        (potential,) = _bound(self, self.potential)
+        phi = potential.derivatives(t, (x - self.center) / self.unit, columns)
+        return Derivatives(*self._scaled(phi), self.height * phi.laplacian)
+
+    def _scaled(self, phi: Gradient | Derivatives) -> Gradient:
+        return Gradient(
+            self.height * phi.value, self.height * phi.dt, self.height / self.unit * phi.dx
+        )

@@ -31,8 +31,10 @@ LAYERS = [
     {"potentials"},
     {
         "advection",
+        "control",
         "convex",
         "diffusion",
+        "finite_differences",
         "flows",
         "invertible",
         "neural_odes",
@@ -40,6 +42,7 @@ LAYERS = [
         "robustness",
         "sinkhorn",
         "smc",
+        "transcription",
         "transport",
         "varpro",
     },
