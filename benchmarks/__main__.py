@@ -4,7 +4,7 @@ import platform
 
 import torch
 
-from . import inference, integrators, lotka_volterra, operators, potentials, resnet, spiral
+from . import control, inference, integrators, lotka_volterra, operators, potentials, resnet, spiral
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
@@ -19,6 +19,7 @@ if __name__ == "__main__":
         lotka_volterra,
         inference,
         operators,
+        control,
     ):
         print(benchmark.__doc__)
         for row in benchmark.rows():

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import vjp
 
 from .integrate import euler_maruyama, integrate
-from .potentials import Derivatives, Gradient, Potential, Sigma, Time
+from .potentials import Derivatives, Gradient, Potential, Sigma, Time, in_blocks
 
 Policy = Callable[[Time, Tensor], Tensor]
 Box = tuple[Tensor, Tensor]
@@ -23,7 +23,7 @@ class ControlProblem(Protocol):
 
     @property
     def diffusion(self) -> Sigma:
-        """σ, a number or a matrix (d, r), and 0 where there is no noise."""
+        """The number or matrix (d, r) σ, 0 where there is no noise."""
         ...
 
     @property
@@ -232,7 +232,7 @@ def _penalties(
     evaluate = potential.gradient
     if "hjb" in wanted:
         evaluate = partial(_derivatives, problem, potential)
-    phi, terms = evaluate(t, points), {}
+    phi, terms = in_blocks(evaluate, t, points), {}
     if "hjb" in wanted:
         terms["hjb"] = _residual(problem, phi, t, points).abs().mean()
     value, dx = phi.value.view(shape), phi.dx.view(x.shape)

@@ -12,6 +12,7 @@ from ctdl_lib.potentials import (
     PinnedPotential,
     ResNetPotential,
     ScaledPotential,
+    in_blocks,
 )
 
 
@@ -202,3 +203,15 @@ def test_scaled_potentials_differentiate_like_any_other(sigma, context_dim, gene
 def test_units_must_be_positive():
     with pytest.raises(ValueError, match="unit must be positive"):
         ScaledPotential(ResNetPotential(2), height=1.0, center=torch.zeros(2), unit=torch.zeros(2))
+
+
+@pytest.mark.parametrize("points", [5, 1024, 2500])
+def test_many_points_are_evaluated_as_if_at_once(points, generator):
+    phi = ResNetPotential(2, width=4, generator=generator).double()
+    t, x = torch.rand(points, generator=generator), torch.randn(points, 2, generator=generator)
+    for evaluate in (phi.gradient, phi.derivatives):
+        found, known = in_blocks(evaluate, t, x), evaluate(t, x)
+        assert type(found) is type(known)
+        assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(found, known, strict=True))
+        slopes = [torch.autograd.grad(p.dx.square().sum(), phi.K0)[0] for p in (found, known)]
+        assert torch.allclose(*slopes)

@@ -122,7 +122,7 @@ class _ColeHopf(nn.Module):
         v = 2 * self.a * (self.horizon - t).clamp(min=0)
         # Where is the integrand not negligible? First a coarse grid, then a fine one there.
         top = math.log(self.k) + 8
-        coarse = torch.linspace(-45 / min(self.k, 1.0), top, 4000, device=q.device).double()
+        coarse = torch.linspace(-45 / min(self.k, 1.0), top, 1000, device=q.device).double()
         log = self._log_weight(coarse, v, q)
         seen = (log > log.amax(1, keepdim=True) - 45).double()
         low = coarse[seen.argmax(1).sub(1).clamp(min=0)]
