@@ -187,9 +187,9 @@ def best_cost(
 ) -> float:
     """The least mean cost from a distance r to the target with controls held for `steps` steps.
 
-    V_k(r) = min_m {(m − r)²/4h + E V_{k+1}(‖m e₁ + σ√h Z‖)}, V_N = G, by dynamic programming on
-    that many `nodes` in (0, 4r/3 + 10σ√T), cubic splines, and Gauss quadrature with `points`²
-    points: the best control is radial, and m the mean distance that it aims at.
+    Vₖ(r) = min {(m − r)²/4h + E Vₖ₊₁(‖m e₁ + σ√h Z‖)} over m, V_N = G, by dynamic programming on
+    that many `nodes` in (0, 4r/3 + 10σ√T), cubic splines, and Gauss quadrature with `points` on
+    each of two axes: the best control is radial, and m the mean distance that it aims at.
 
     Raises:
         ValueError: there is no step, or the target has dimension 1, where a radius is no state.
