@@ -291,13 +291,16 @@ class PinnedPotential(Potential):
 
 
 class ScaledPotential(Potential):
-    """The potential Φ(t, x) = height · φ(t, (x − center)/unit): φ in convenient units.
+    """The potential Φ(t, x) = height · φ(s(t), (x − center)/unit): φ in convenient units.
 
-    Args of the constructor: the potential φ on vectors, the `height` (a number), and for each
-    entry of x its `center` and positive `unit`, (d,).
+    With a terminal `layer` ε, s = log((T + ε)/(T − t + ε))/log((T + ε)/ε) stretches the time before
+    T, where feedback becomes strong, over the range from 0 to 1; without one s = t.
+
+    Args of the constructor: the potential φ on vectors, the `height` (a number), for each entry of
+    x its `center` and positive `unit`, (d,), ε > 0 (`layer`) and T (`horizon`).
 
     Raises:
-        ValueError: a unit is not positive, or `center` and `unit` differ in length.
+        ValueError: a unit or ε is not positive, or `center` and `unit` differ in length.
     """
 
     center: Tensor
@@ -310,34 +313,47 @@ class ScaledPotential(Potential):
         height: float,
         center: Float[Tensor, " d"],
         unit: Float[Tensor, " d"],
+        layer: float | None = None,
+        horizon: float = 1.0,
     ):
         super().__init__()
         if center.shape != unit.shape or not (unit > 0).all():
             raise ValueError(f"unit must be positive, one for each center, got {unit.tolist()}")
+        if layer is not None and not layer > 0:
+            raise ValueError(f"{layer=} must be positive, or None for the time itself")
         self.potential, self.height = potential, height
+        self.layer, self.horizon = layer, horizon
         for name, value in (("center", center), ("unit", unit)):
             self.register_buffer(name, value.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, t: Time, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
         """The value Φ(t, x)."""
-        (potential,) = _bound(self, self.potential)
-        return self.height * potential(t, (x - self.center) / self.unit)
+        potential, s, z, _ = self._inside(t, x)
+        return self.height * potential(s, z)
 
     def gradient(self, t: Time, x: Float[Tensor, "batch d"]) -> Gradient:
         """The value Φ, ∂ₜΦ and ∇ₓΦ from those of φ."""
-        (potential,) = _bound(self, self.potential)
-        return self._scaled(potential.gradient(t, (x - self.center) / self.unit))
+        potential, s, z, rate = self._inside(t, x)
+        return self._scaled(potential.gradient(s, z), rate)
 
     def derivatives(
         self, t: Time, x: Float[Tensor, "batch d"], sigma: Sigma | None = None
     ) -> Derivatives:
         """The value Φ, ∂ₜΦ, ∇ₓΦ and ΔₓΦ, or tr(σσᵀ∇ₓ²Φ), from those of φ."""
-        columns = _columns(sigma, x).T / self.unit[:, None]
-        (potential,) = _bound(self, self.potential)
-        phi = potential.derivatives(t, (x - self.center) / self.unit, columns)
-        return Derivatives(*self._scaled(phi), self.height * phi.laplacian)
+        potential, s, z, rate = self._inside(t, x)
+        phi = potential.derivatives(s, z, _columns(sigma, x).T / self.unit[:, None])
+        return Derivatives(*self._scaled(phi, rate), self.height * phi.laplacian)
 
-    def _scaled(self, phi: Gradient | Derivatives) -> Gradient:
-        return Gradient(
-            self.height * phi.value, self.height * phi.dt, self.height / self.unit * phi.dx
-        )
+    def _inside(self, t: Time, x: Tensor) -> tuple[Potential, Time, Tensor, float | Tensor]:
+        """The potential φ with its context, its arguments, and ds/dt."""
+        (potential,) = _bound(self, self.potential)
+        z = (x - self.center) / self.unit
+        if self.layer is None:
+            return potential, t, z, 1.0
+        left, most = self.horizon - times_like(t, x) + self.layer, self.horizon + self.layer
+        span = math.log(most / self.layer)
+        return potential, (math.log(most) - left.log()) / span, z, 1 / (left * span)
+
+    def _scaled(self, phi: Gradient | Derivatives, rate: float | Tensor) -> Gradient:
+        c = self.height
+        return Gradient(c * phi.value, c * rate * phi.dt, c / self.unit * phi.dx)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -178,16 +180,20 @@ def test_a_part_that_does_not_fit_says_so():
         phi(0.0, torch.ones(4, 2))
 
 
+@pytest.mark.parametrize("layer", [None, 0.05])
 @pytest.mark.parametrize("context_dim", [0, 2])
 @pytest.mark.parametrize("sigma", [None, 0.3, torch.tensor([[0.2], [-0.5], [1.0]])])
-def test_scaled_potentials_differentiate_like_any_other(sigma, context_dim, generator):
+def test_scaled_potentials_differentiate_like_any_other(sigma, context_dim, layer, generator):
     inner = ResNetPotential(3, width=5, context_dim=context_dim, generator=generator)
     center, unit = torch.randn(2, 3, generator=generator)
-    phi = ScaledPotential(inner, height=3.0, center=center, unit=0.5 + unit.abs())
+    frame = {"height": 3.0, "center": center, "unit": 0.5 + unit.abs()}
+    phi = ScaledPotential(inner, **frame, layer=layer, horizon=2.0)
 
     class AsNet(nn.Module):
         def forward(self, t, x, *y):
             bound = inner.given(*y) if y else inner
+            if layer:
+                t = 1 - torch.log((2 - t + layer) / layer) / math.log((2 + layer) / layer)
             return 3 * bound(t, (x - center) / (0.5 + unit.abs()))
 
     auto, x, t = AutodiffPotential(AsNet()), torch.randn(4, 3, generator=generator), torch.rand(4)
@@ -200,9 +206,12 @@ def test_scaled_potentials_differentiate_like_any_other(sigma, context_dim, gene
     assert torch.allclose(phi(t, x), found.value)
 
 
-def test_units_must_be_positive():
+def test_units_and_layers_must_be_positive():
+    frame = {"height": 1.0, "center": torch.zeros(2)}
     with pytest.raises(ValueError, match="unit must be positive"):
-        ScaledPotential(ResNetPotential(2), height=1.0, center=torch.zeros(2), unit=torch.zeros(2))
+        ScaledPotential(ResNetPotential(2), unit=torch.zeros(2), **frame)
+    with pytest.raises(ValueError, match=r"layer=0.0 must be positive"):
+        ScaledPotential(ResNetPotential(2), unit=torch.ones(2), layer=0.0, **frame)
 
 
 @pytest.mark.parametrize("points", [5, 1024, 2500])
