@@ -174,8 +174,8 @@ def objective(
     - `initial`: |E[Φ(0, x)] − E[J]|.
 
     A term of weight zero is not computed and not returned. The penalties take the points of the
-    paths as given: they teach Φ, and do not bend paths to where a residual is small. All times are
-    evaluated in one batch.
+    paths as given: they teach Φ, and do not bend paths to where a residual is small. All times of
+    all paths are evaluated together.
 
     Args:
         sampler: the policy that paths follow, in place of the feedback of Φ. They then say nothing
