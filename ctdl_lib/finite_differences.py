@@ -35,7 +35,8 @@ def hamilton_jacobi(
         covariance: S = σσᵀ, none by default.
 
     Raises:
-        ValueError: w does not fit the grid, or the times do not fall.
+        ValueError: w or `covariance` does not fit the grid, `cfl` is not in (0, 1), the times do
+            not fall, or w or H is not finite.
 
     Reference: osher1991high; shu1988efficient.
     """

@@ -70,6 +70,7 @@ def open_loop(
     The cost is Σ h L(xₖ, uₖ) + G(x_N). It is a local optimum: another guess may find a better one.
 
     Raises:
+        ValueError: an unknown `method`.
         PlanError: IPOPT does not succeed.
 
     Reference: betts2010practical; andersson2019casadi.
@@ -108,7 +109,7 @@ class Replanner:
         k = round(float(t) / self.problem.horizon * self.steps)
         if k == 0:
             self.plans = [self.plan] * len(x)
-        elif k >= self.steps or len(self.plans[0].u) != self.steps - k + 1:
+        elif not self.plans or k >= self.steps or len(self.plans[0].u) != self.steps - k + 1:
             raise ValueError(
                 f"t={float(t):.6g} is not the next of {self.steps} steps: the paths must start at 0"
                 " and have as many steps as the plan"

@@ -1,5 +1,6 @@
 """Direct transcription against normal equations, known optima, and replayed plans."""
 
+import inspect
 import math
 
 import casadi as ca
@@ -312,3 +313,18 @@ def test_a_first_state_that_breaks_the_constraint_is_no_failure():
     plan = open_loop(problem, straight(START, torch.zeros(2), torch.zeros(2), steps=10))
     assert plan.x[0, 0] == pytest.approx(1.0)
     assert plan.x[1:, 0].max() < 0.9 + 1e-6
+
+
+@pytest.mark.parametrize("times", [[0.075], [0.0, 0.15], [0.0, 0.075, 0.075], [0.0, 1.5]])
+def test_replanning_refuses_other_steps_than_the_plan_has(times):
+    policy = Replanner(linear(), open_loop(linear(), straight(START, START, START, steps=20)))
+    for t in times[:-1]:
+        policy(t, START[None])
+    with pytest.raises(ValueError, match="is not the next of 20 steps"):
+        policy(times[-1], START[None])
+
+
+def test_an_unknown_method_is_no_runge_kutta():
+    source = inspect.unwrap(open_loop)
+    with pytest.raises(ValueError, match='must be "euler" or "rk4"'):
+        source(linear(), straight(START, START, START, steps=3), method="rk5")
