@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vjp
 
-from .integrate import euler_maruyama, integrate
+from .integrate import displacement, euler_maruyama, integrate
 from .potentials import Derivatives, Gradient, Potential, Sigma, Time, in_blocks
 
 Policy = Callable[[Time, Tensor], Tensor]
@@ -270,8 +270,7 @@ def _shaken(problem: ControlProblem, path: Rollout) -> Tensor:
     """The displacements σΔW, (steps, batch, d)."""
     if path.dW is None:
         return torch.zeros_like(path.x[1:])
-    sigma = _sigma(problem, path.x)
-    return path.dW @ sigma.T if isinstance(sigma, Tensor) else sigma * path.dW
+    return displacement(_sigma(problem, path.x), path.dW, path.x[0])
 
 
 def _derivatives(

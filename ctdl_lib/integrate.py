@@ -328,7 +328,7 @@ def euler_maruyama(
     path = [x]
     for k, dw in enumerate(dW):
         t = t0 + k * h
-        x = x + h * drift(t, x) + _spread(sigma(t, x), dw, x)
+        x = x + h * drift(t, x) + displacement(sigma(t, x), dw, x)
         path.append(x)
     if not _finite((x,)):
         bad = next(k for k, x in enumerate(path) if not _finite((x,)))
@@ -344,7 +344,8 @@ def _increments(sigma, x: Tensor, steps: int, h: float, generator) -> Tensor:
     return math.sqrt(h) * noise.to(x.device)
 
 
-def _spread(sigma, dw: Tensor, x: Tensor) -> Tensor:
+def displacement(sigma: float | Tensor, dw: Tensor, x: Tensor) -> Tensor:
+    """The displacement σΔW of the states x, for σ a number or a matrix, one for all or for each."""
     return (sigma @ dw.unsqueeze(-1)).squeeze(-1) if _is_matrix(sigma, x) else sigma * dw
 
 

@@ -182,7 +182,7 @@ class ResNetPotential(Potential):
     ) -> Derivatives:
         """The value Φ, ∂ₜΦ, ∇ₓΦ and ΔₓΦ, or tr(σσᵀ∇ₓ²Φ), in closed form."""
         s = self._inputs(t, x)
-        A, M = _along(self.A[:, : self.d], sigma), _along(self.K0[:, : self.d], sigma)
+        A, M = along_noise(self.A[:, : self.d], sigma), along_noise(self.K0[:, : self.d], sigma)
         swept = second_order(s, self.K0, self.b0, self.K, self.b, self.w, M, self.h)
         gradient = self._gradient(s, swept.value, swept.ds)
         return Derivatives(*gradient, swept.trace + A.square().sum())
@@ -213,12 +213,12 @@ class ResNetPotential(Potential):
         return Gradient(value + self._quadratic(s), dt[0], dx.T)
 
 
-def _along(K: Tensor, sigma: Sigma | None) -> Tensor:
-    """The matrix K σ, for σ a number, a matrix or (None) the identity."""
+def along_noise(p: Tensor, sigma: Sigma | None) -> Tensor:
+    """The products pᵀσ, row by row, for σ a number, a matrix or (None) the identity."""
     if sigma is None:
-        return K
+        return p
     is_matrix = isinstance(sigma, Tensor) and sigma.dim() == 2
-    return K @ sigma if is_matrix else K * sigma
+    return p @ sigma if is_matrix else p * sigma
 
 
 def _bound(whole: Potential, *parts: Potential) -> tuple[Potential, ...]:

@@ -11,7 +11,7 @@ from scipy.special import roots_genlaguerre, roots_hermitenorm
 from torch import Tensor, nn
 
 from ..networks import times_like
-from ..potentials import Derivatives, Gradient, Potential, Sigma, Time
+from ..potentials import Derivatives, Gradient, Potential, Sigma, Time, along_noise
 from .control import LinearQuadratic, noise_trace
 
 
@@ -173,13 +173,9 @@ class _Radial(Potential):
     ) -> Derivatives:
         """The value Φ, ∂ₜΦ, ∇ₓΦ and ΔₓΦ, or tr(σσᵀ∇ₓ²Φ)."""
         z, value, dt, first, second = self._at(t, x)
-        spread = z if sigma is None else z * sigma if not _is_matrix(sigma) else z @ sigma
+        spread = along_noise(z, sigma)
         trace = 2 * first * noise_trace(sigma, x.shape[1]) + 4 * second * spread.square().sum(-1)
         return Derivatives(value, dt, 2 * first[:, None] * z, trace)
-
-
-def _is_matrix(sigma: Sigma) -> bool:
-    return isinstance(sigma, Tensor) and sigma.dim() == 2
 
 
 def best_cost(
