@@ -346,7 +346,9 @@ def _increments(sigma, x: Tensor, steps: int, h: float, generator) -> Tensor:
 
 def displacement(sigma: float | Tensor, dw: Tensor, x: Tensor) -> Tensor:
     """The displacement σΔW of the states x, for σ a number or a matrix, one for all or for each."""
-    return (sigma @ dw.unsqueeze(-1)).squeeze(-1) if _is_matrix(sigma, x) else sigma * dw
+    if isinstance(sigma, Tensor) and _is_matrix(sigma, x):
+        return (sigma @ dw.unsqueeze(-1)).squeeze(-1)
+    return sigma * dw
 
 
 def _is_matrix(sigma, x: Tensor) -> bool:
