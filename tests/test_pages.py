@@ -114,11 +114,12 @@ def test_page_shows_its_formulas_and_pictures_to_everyone(page, name):
 
 
 def cut_off(page: Page) -> list[str]:
-    """The tables and displayed formulae that reach over the right edge of the text."""
-    wide = "article table, article mjx-container[display=true] > mjx-math"
+    """The tables and displayed formulae that reach over the edge of the text, or of their box."""
+    wide = "article table, article mjx-container[display=true], article mjx-math"
     return page.evaluate(
         """wide => [...document.querySelectorAll(wide)]
-            .filter(e => e.getBoundingClientRect().right >
+            .filter(e => e.scrollWidth > e.clientWidth + 1 && e.matches('mjx-container') ||
+                         e.getBoundingClientRect().right >
                          e.closest('article').getBoundingClientRect().right + 1)
             .map(e => e.textContent.slice(0, 80))""",
         wide,
