@@ -19,6 +19,7 @@ LAYERS = [
         "calculus",
         "embeddings",
         "fields",
+        "finite_elements",
         "grids",
         "landscape",
         "metrics",
