@@ -345,7 +345,11 @@ def _increments(sigma, x: Tensor, steps: int, h: float, generator) -> Tensor:
 
 
 def displacement(sigma: float | Tensor, dw: Tensor, x: Tensor) -> Tensor:
-    """The displacement σΔW of the states x, for σ a number or a matrix, one for all or for each."""
+    """The displacement σΔW of the states x, for σ a number or a matrix, one for all or for each.
+
+    Raises:
+        ValueError: the shape of σ does not suit x.
+    """
     if isinstance(sigma, Tensor) and _is_matrix(sigma, x):
         return (sigma @ dw.unsqueeze(-1)).squeeze(-1)
     return sigma * dw
