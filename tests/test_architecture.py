@@ -47,7 +47,7 @@ LAYERS = [
         "transport",
         "varpro",
     },
-    {"problems", "plotting"},
+    {"environments", "plotting", "problems"},
 ]
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
 FILES = sorted(p for p in ROOT.rglob("*.py") if p.name != "__init__.py")

@@ -146,3 +146,8 @@ def test_sources_lie_in_the_basin():
 def test_a_control_must_be_a_number(problem):
     with pytest.raises(ValueError, match="not finite; look at the control"):
         rollout(problem, lambda t, x: x[:, :1] * torch.nan, problem.start, steps=10)
+
+
+def test_a_basin_has_steps():
+    with pytest.raises(ValueError, match="steps=0 must be at least 1"):
+        SourceMitigation(draw_basins(1, seeded(0)), steps=0)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -75,7 +75,8 @@ class SourceMitigation:
     `terminal_weight`; radii are the widths of source and sink, both Gaussian.
 
     Raises:
-        ValueError: a centre outside of the basin, or what `advection_diffusion` refuses.
+        ValueError: `steps` is not positive, a centre lies outside of the basin, or what
+            `advection_diffusion` refuses.
     """
 
     basins: Basins
@@ -89,6 +90,8 @@ class SourceMitigation:
     diffusion: float = 0.0
 
     def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps} must be at least 1")
         for name in ("source", "sink"):
             centres = getattr(self.basins, name)
             outside = ((centres < 0) | (centres > 1)).any(-1)
@@ -107,12 +110,16 @@ class SourceMitigation:
     @cached_property
     def mass(self) -> Float[Tensor, "n n"]:
         """The matrix M, in double precision."""
-        return torch.from_numpy(mass(self.basis).toarray())
+        return torch.from_numpy(self._mass.toarray())
+
+    @cached_property
+    def _mass(self) -> csr_array:
+        return mass(self.basis)
 
     @cached_property
     def systems(self) -> LinearSystems:
         """The factorised matrices M + hA."""
-        M, h = mass(self.basis), self.horizon / self.steps
+        M, h = self._mass, self.horizon / self.steps
         return LinearSystems([csr_array(M + h * self._advection(v)) for v in self.velocities])
 
     def _advection(self, v: tuple[Function, Function]) -> csr_array:
@@ -124,18 +131,25 @@ class SourceMitigation:
         return [_velocity(c.numpy(), float(s)) for c, s in zip(*self.basins[:2], strict=True)]
 
     @cached_property
+    def emissions(self) -> list[Function]:
+        """The Gaussian of each source, whose integral on the whole plane is its strength."""
+        emitted = zip(self.basins.source, self.basins.strength, strict=True)
+        return [_bump(centre, float(strength), self.radius) for centre, strength in emitted]
+
+    @cached_property
+    def drains(self) -> list[Function]:
+        """The Gaussian of each sink, of integral one."""
+        return [_bump(centre, 1.0, self.radius) for centre in self.basins.sink]
+
+    @cached_property
     def source(self) -> Float[Tensor, "batch n"]:
         """The vectors f."""
-        emitted = zip(self.basins.source, self.basins.strength, strict=True)
-        return self._loads([_bump(c, float(s), self.radius) for c, s in emitted])
+        return torch.from_numpy(np.stack([load(self.basis, f) for f in self.emissions]))
 
     @cached_property
     def sink(self) -> Float[Tensor, "batch n"]:
         """The vectors g."""
-        return self._loads([_bump(c, 1.0, self.radius) for c in self.basins.sink])
-
-    def _loads(self, functions: list[Function]) -> Tensor:
-        return torch.from_numpy(np.stack([load(self.basis, f) for f in functions]))
+        return torch.from_numpy(np.stack([load(self.basis, g) for g in self.drains]))
 
     @cached_property
     def drained(self) -> Float[Tensor, "batch n"]:
@@ -146,17 +160,9 @@ class SourceMitigation:
     def images(self) -> Float[Tensor, "batch 4 nodes nodes"]:
         """The two components of v, f and g at the nodes: what a network sees of a basin."""
         x, y = self.basis.doflocs
-        rows = []
-        for v, centre, strength, drain in zip(
-            self.velocities, self.basins.source, self.basins.strength, self.basins.sink, strict=True
-        ):
-            fields = (
-                *v,
-                _bump(centre, float(strength), self.radius),
-                _bump(drain, 1.0, self.radius),
-            )
-            rows.append(np.stack([f(x, y) for f in fields]))
-        return torch.from_numpy(np.stack(rows)).view(-1, 4, self.nodes, self.nodes)
+        basins = zip(self.velocities, self.emissions, self.drains, strict=True)
+        fields = [np.stack([field(x, y) for field in (*v, f, g)]) for v, f, g in basins]
+        return torch.from_numpy(np.stack(fields)).view(-1, 4, self.nodes, self.nodes)
 
     @cached_property
     def start(self) -> Float[Tensor, "batch n"]:
@@ -238,20 +244,18 @@ def _velocity(coefficients: np.ndarray, speed: float) -> tuple[Function, Functio
     """The components of (∂ψ/∂y, −∂ψ/∂x), scaled to a greatest norm of `speed`."""
     waves = math.pi * np.arange(1, 3)
 
-    def stretched(s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        angle = np.multiply.outer(waves, s)
-        return np.sin(angle), np.cos(angle) * waves.reshape(2, *[1] * np.ndim(s))
+    def wave(s: np.ndarray) -> np.ndarray:
+        return np.sin(np.multiply.outer(waves, s))
 
-    def along_x(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.einsum("jk,j...,k...->...", scaled, stretched(x)[0], stretched(y)[1])
+    def slope(s: np.ndarray) -> np.ndarray:
+        return np.cos(np.multiply.outer(waves, s)) * waves.reshape(2, *[1] * np.ndim(s))
 
-    def along_y(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return -np.einsum("jk,j...,k...->...", scaled, stretched(x)[1], stretched(y)[0])
+    def stream(c: np.ndarray) -> tuple[Function, Function]:
+        products = partial(np.einsum, "jk,j...,k...->...", c)
+        return lambda x, y: products(wave(x), slope(y)), lambda x, y: -products(slope(x), wave(y))
 
-    scaled = coefficients
-    fine = np.meshgrid(*2 * (np.linspace(0, 1, 65),))
-    scaled = coefficients * speed / np.hypot(along_x(*fine), along_y(*fine)).max()
-    return along_x, along_y
+    along, across = (v(*np.meshgrid(*2 * (np.linspace(0, 1, 65),))) for v in stream(coefficients))
+    return stream(coefficients * speed / np.hypot(along, across).max())
 
 
 def _bump(centre: Float[Tensor, "2"], strength: float, radius: float) -> Function:
