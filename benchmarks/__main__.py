@@ -4,7 +4,17 @@ import platform
 
 import torch
 
-from . import control, inference, integrators, lotka_volterra, operators, potentials, resnet, spiral
+from . import (
+    control,
+    inference,
+    integrators,
+    lotka_volterra,
+    mitigation,
+    operators,
+    potentials,
+    resnet,
+    spiral,
+)
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
@@ -20,6 +30,7 @@ if __name__ == "__main__":
         inference,
         operators,
         control,
+        mitigation,
     ):
         print(benchmark.__doc__)
         for row in benchmark.rows():

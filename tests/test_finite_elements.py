@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 from torch.autograd import gradcheck, gradgradcheck
 
 from ctdl_lib.finite_elements import (
@@ -8,6 +9,7 @@ from ctdl_lib.finite_elements import (
     advection_diffusion,
     load,
     mass,
+    multiply,
     peclet,
     square,
 )
@@ -104,6 +106,18 @@ def test_autograd_passes_a_solve_twice():
     b.requires_grad_()
     assert gradcheck(systems, (b,), rtol=1e-8)
     assert gradgradcheck(lambda b: systems(b).square().sum(), (b,), rtol=1e-6)
+
+
+def test_autograd_passes_a_product_twice():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 16, generator=generator, dtype=torch.float64).requires_grad_()
+    A = advection_diffusion(square(4), 0.2, STREAM)  # not symmetric
+    assert torch.allclose(multiply(A, x), x @ torch.from_numpy(A.toarray()).T)
+    assert multiply(A, x.float()).dtype == torch.float32
+    energy = lambda x: (multiply(A, x) * x).sum()  # noqa: E731
+    assert gradcheck(lambda x: multiply(A, x), (x,), rtol=1e-8)
+    assert gradgradcheck(energy, (x,), rtol=1e-8)
+    assert torch.allclose(torch.func.grad(energy)(x), multiply(csr_array(A + A.T), x))
 
 
 def test_every_solve_is_counted():

@@ -13,7 +13,15 @@ from scipy.sparse import csr_array
 from skfem import CellBasis
 from torch import Tensor
 
-from ..finite_elements import Function, LinearSystems, advection_diffusion, load, mass, square
+from ..finite_elements import (
+    Function,
+    LinearSystems,
+    advection_diffusion,
+    load,
+    mass,
+    multiply,
+    square,
+)
 from ..potentials import Time
 
 
@@ -175,7 +183,7 @@ class SourceMitigation:
         """The rate (M + hA)⁻¹(−A x + f − u g)."""
         h, shape = self.horizon / self.steps, (-1, *self.source.shape)
         inflow = self.source.to(x) - u.view(*shape[:2], 1) * self.sink.to(x)
-        ahead = self.systems((x @ self.mass.to(x)).view(shape) + h * inflow)
+        ahead = self.systems(multiply(self._mass, x).view(shape) + h * inflow)
         return (ahead.view(x.shape) - x) / h
 
     def running_cost(
@@ -189,7 +197,7 @@ class SourceMitigation:
         return self.terminal_weight * self._energy(x)
 
     def _energy(self, x: Tensor) -> Tensor:
-        return 0.5 * ((x @ self.mass.to(x)) * x).sum(-1)
+        return 0.5 * (multiply(self._mass, x) * x).sum(-1)
 
     def optimal_control(
         self, t: Time, x: Float[Tensor, "rows n"], p: Float[Tensor, "rows n"]
