@@ -9,9 +9,9 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 .PHONY: book test lint format execute train bench lab clean chromium
 
 book: .venv/installed
-	$(BIN)/python book/chapters.py execute
+	$(BIN)/python -m machinery.chapters execute
 	$(BIN)/jupyter-book build . --quiet
-	$(BIN)/python book/chapters.py table
+	$(BIN)/python -m machinery.chapters table
 
 test: .venv/installed lint chromium
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10
@@ -26,10 +26,10 @@ format: .venv/installed
 	$(BIN)/ruff check --fix-only && $(BIN)/ruff format
 
 execute: .venv/installed
-	$(BIN)/python book/chapters.py execute --all
+	$(BIN)/python -m machinery.chapters execute --all
 
 train: .venv/installed
-	$(BIN)/python book/chapters.py train $(CHAPTER) --device $(DEVICE)
+	$(BIN)/python -m machinery.chapters train $(CHAPTER) --device $(DEVICE)
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks

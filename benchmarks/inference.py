@@ -6,12 +6,10 @@ import torch
 import zuko
 from torch import Tensor, nn
 
-from ctdl_lib.convex import ConvexMap, ConvexPotential
-from ctdl_lib.flows import Flow, flow_matching
-from ctdl_lib.metrics import interleaved_times
+from ctdl_lib.generative import ConvexMap, Flow, flow_matching, ot_flow
 from ctdl_lib.networks import MLP
-from ctdl_lib.potentials import ResNetPotential
-from ctdl_lib.transport import ot_flow
+from ctdl_lib.potentials import ConvexPotential, ResNetPotential
+from machinery.instruments import interleaved_times
 
 D, CONTEXT = 4, 9  # parameters and statistics of the stochastic Lotka–Volterra problem
 WIDTH, BATCH, STEPS, DRAWS = 128, 256, 8, 2000

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torchdiffeq import odeint, odeint_adjoint
 
-from ctdl_lib.integrate import integrate
-from ctdl_lib.metrics import interleaved_times, retained_bytes
+from ctdl_lib.dynamics import integrate
+from machinery.instruments import interleaved_times, retained_bytes
 
 SIZES = [(2, 32, 64), (2, 64, 512), (64, 256, 256)]
 

@@ -9,9 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctdl_lib.campaigns import seeds
-from ctdl_lib.metrics import interleaved_times
-from ctdl_lib.problems.lotka_volterra import THETA, StochasticLotkaVolterra, statistics
+from experiments.simulation_based_inference.campaigns import seeds
+from experiments.simulation_based_inference.lotka_volterra import (
+    THETA,
+    StochasticLotkaVolterra,
+    statistics,
+)
+from machinery.instruments import interleaved_times
 
 CHANGES = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
 PROBLEM = StochasticLotkaVolterra()

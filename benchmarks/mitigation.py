@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ctdl_lib.control import rollout
-from ctdl_lib.environments import ControlEnvironment
-from ctdl_lib.metrics import interleaved_times
-from ctdl_lib.problems.mitigation import SourceMitigation, draw_basins
+from ctdl_lib.control.environments import ControlEnvironment
+from experiments.pde_control.mitigation import SourceMitigation, draw_basins
+from machinery.instruments import interleaved_times
 
 BATCH, STEPS = 8, 25
 

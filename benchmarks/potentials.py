@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch._inductor.exc import InductorError
 
-from ctdl_lib.integrate import integrate
-from ctdl_lib.metrics import interleaved_times
+from ctdl_lib.dynamics import integrate
 from ctdl_lib.potentials import AutodiffPotential, Derivatives, Potential, ResNetPotential
+from machinery.instruments import interleaved_times
 
 SIZES = [(2, 32, 1024), (13, 128, 256), (43, 256, 64)]
 TRAINING = [(2, 32, 2048), (13, 128, 256), (43, 256, 64)]

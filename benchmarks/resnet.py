@@ -1,11 +1,11 @@
-"""ResNet training step: adjoint by hand (ctdl_lib.networks.propagate) against autograd's."""
+"""ResNet training step: the adjoint written by hand against that of autograd."""
 
 from collections.abc import Iterator
 
 import torch
 
-from ctdl_lib.metrics import interleaved_times
 from ctdl_lib.networks import ResNet
+from machinery.instruments import interleaved_times
 
 SIZES = [(16, 2, 1000), (64, 4, 512), (1024, 4, 512), (64, 16, 1000)]
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
 
-from ctdl_lib.integrate import integrate
-from ctdl_lib.metrics import interleaved_times
+from ctdl_lib.dynamics import integrate
 from ctdl_lib.networks import MLP
 from ctdl_lib.problems.dynamics import observe, spiral_velocity
+from machinery.instruments import interleaved_times
 
 STEPS = 15
 TIMES = torch.linspace(0.05, 1.5, 30)

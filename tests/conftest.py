@@ -5,7 +5,7 @@ import torch
 from jaxtyping import install_import_hook
 
 # Before any test imports the library: its annotated shapes are checked at every call.
-install_import_hook("ctdl_lib", "typechecker.check")
+install_import_hook(["ctdl_lib", "experiments", "machinery"], "typechecker.check")
 
 
 @pytest.fixture(autouse=True)

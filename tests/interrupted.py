@@ -12,10 +12,9 @@ from pathlib import Path
 
 import torch
 
-from ctdl_lib import storage
+from ctdl_lib.learning import cosine, minibatches, storage, train
 from ctdl_lib.networks import ResNet
-from ctdl_lib.results import Store
-from ctdl_lib.training import cosine, minibatches, train
+from machinery.store import Store
 
 STEPS, EVERY = 400, 7
 

@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctdl_lib.advection import (
+from ctdl_lib.dynamics import divergence, integrate
+from ctdl_lib.metrics import observed_orders
+from ctdl_lib.networks import ResNet
+from ctdl_lib.references.advection import (
     Grid,
     characteristics,
     continuity,
@@ -15,10 +18,6 @@ from ctdl_lib.advection import (
     semi_lagrangian,
     upwind,
 )
-from ctdl_lib.calculus import divergence
-from ctdl_lib.integrate import integrate
-from ctdl_lib.metrics import observed_orders
-from ctdl_lib.networks import ResNet
 
 SPIN = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
 schemes = pytest.mark.parametrize("scheme", [semi_lagrangian, upwind])

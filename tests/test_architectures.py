@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import tanh
 
-from ctdl_lib.architectures import PLAIN, antisymmetric_field, architectures
-from ctdl_lib.integrate import integrate
+from ctdl_lib.dynamics import integrate
 from ctdl_lib.metrics import observed_orders
-from ctdl_lib.networks import ResNet
+from ctdl_lib.networks import ResNet, antisymmetric_field
+from ctdl_lib.networks.architectures import PLAIN, architectures
 
 ALL = architectures(gamma=0.3)
 REVERSIBLE = [name for name, a in ALL.items() if a.scheme.inverse is not None]

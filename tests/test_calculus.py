@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ctdl_lib.calculus import divergence, hutchinson, taylor_errors
+from ctdl_lib.dynamics import divergence, hutchinson, taylor_errors
 from ctdl_lib.metrics import observed_orders
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from ctdl_lib.calibration import (
+from experiments.simulation_based_inference.calibration import (
     _probability,
     holm,
     leakage,
@@ -18,7 +18,7 @@ from ctdl_lib.calibration import (
     tarp_ranks,
     uniformity_pvalues,
 )
-from ctdl_lib.problems.inference import BoxUniform, hilbert
+from experiments.simulation_based_inference.problems import BoxUniform, hilbert
 
 LINEAR = hilbert(3, 2, noise=0.5)
 

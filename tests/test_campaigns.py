@@ -15,9 +15,14 @@ import pytest
 import torch
 from distributed import Client, LocalCluster
 
-from ctdl_lib import tasks
-from ctdl_lib.campaigns import Simulated, SimulationError, seeds, simulate
-from ctdl_lib.tasks import run
+from experiments.simulation_based_inference import tasks
+from experiments.simulation_based_inference.campaigns import (
+    Simulated,
+    SimulationError,
+    seeds,
+    simulate,
+)
+from experiments.simulation_based_inference.tasks import run
 
 CALLS = []  # the rows of each call of a simulator in this process
 

@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import chapters
 import pytest
-from chapters import Chapter
+
+from machinery import chapters
+from machinery.chapters import Chapter
 
 RESULTS = chapters.BOOK / "results"
 TEXT = """---

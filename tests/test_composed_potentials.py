@@ -7,15 +7,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import hessian, vmap
 
-from ctdl_lib.calculus import taylor_errors
+from ctdl_lib.dynamics import taylor_errors
 from ctdl_lib.metrics import observed_orders
-from ctdl_lib.potentials import (
-    AutodiffPotential,
-    PinnedPotential,
-    ResNetPotential,
-    ScaledPotential,
-    in_blocks,
-)
+from ctdl_lib.potentials import AutodiffPotential, PinnedPotential, ResNetPotential, ScaledPotential
+from ctdl_lib.potentials.potential import in_blocks
 
 
 class Summed(nn.Module):

@@ -2,6 +2,9 @@
 
 import importlib.util
 import math
+import sys
+import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +14,6 @@ from scipy.integrate import solve_ivp
 from scipy.stats import chi2
 from torch import nn
 
-from ctdl_lib import control
-from ctdl_lib.calculus import taylor_errors
 from ctdl_lib.control import (
     ControlProblem,
     CostError,
@@ -22,7 +23,8 @@ from ctdl_lib.control import (
     objective,
     rollout,
 )
-from ctdl_lib.integrate import IntegrationError
+from ctdl_lib.control import problem as control
+from ctdl_lib.dynamics import IntegrationError, taylor_errors
 from ctdl_lib.metrics import observed_orders
 from ctdl_lib.potentials import AutodiffPotential, Potential, ResNetPotential
 from ctdl_lib.problems.control import LinearQuadratic
@@ -752,10 +754,17 @@ class Incomplete:
 @pytest.fixture(scope="module")
 def unchecked():
     """The module without the type checker, which is the first to refuse where it is on."""
-    spec = importlib.util.spec_from_file_location("ctdl_lib.unchecked_control", control.__file__)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    parent = types.ModuleType("ctdl_lib.unchecked")
+    parent.__path__ = []
+    sys.modules[parent.__name__] = parent
+    folder = Path(control.__file__).parent
+    for name in ("problem", "rollouts", "objectives"):
+        full = f"{parent.__name__}.{name}"
+        spec = importlib.util.spec_from_file_location(full, folder / f"{name}.py")
+        sys.modules[full] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        vars(parent).update({key: value for key, value in vars(module).items() if key[0] != "_"})
+    return parent
 
 
 @pytest.mark.parametrize(

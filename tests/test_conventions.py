@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import ctdl_lib
-from ctdl_lib.calculus import divergence, hutchinson
-from ctdl_lib.integrate import integrate
+from ctdl_lib.dynamics import divergence, hutchinson, integrate
 from ctdl_lib.networks import ResNet
 from ctdl_lib.potentials import AutodiffPotential, Gradient, Potential, ResNetPotential
 
@@ -85,7 +84,7 @@ def test_names_of_derivatives():
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_what_returns_says_what_is_returned(path):
     """The first line of a docstring is one sentence that begins with The, Draw, …"""
-    verbs = ("Draw", "Fill", "Read", "Set", "Write")
+    verbs = ("Draw", "Fill", "Read", "Refuse", "Set", "Write")
     starts = ("The ", "A ", "An ", "Two ", "Where ", "What ", *(verb + " " for verb in verbs))
     for node in public(path):
         docstring = ast.get_docstring(node)

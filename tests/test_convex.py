@@ -11,9 +11,10 @@ from scipy.optimize import minimize
 from torch.func import hessian, jacrev, vmap
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from ctdl_lib.calculus import taylor_errors
-from ctdl_lib.convex import ConvexMap, ConvexPotential
+from ctdl_lib.dynamics import taylor_errors
+from ctdl_lib.generative import ConvexMap
 from ctdl_lib.metrics import observed_orders
+from ctdl_lib.potentials import ConvexPotential
 
 
 def potential(d=3, context_dim=2, layers=3, width=7, seed=1):

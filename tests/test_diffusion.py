@@ -7,9 +7,11 @@ import torch
 from scipy import integrate as quadrature
 from torch import nn
 
-from ctdl_lib.diffusion import (
-    METHODS,
+from ctdl_lib.dynamics import IntegrationError, euler_maruyama, integrate
+from ctdl_lib.generative import (
     Denoiser,
+    Flow,
+    Laplacian,
     ProbabilityFlow,
     Schedule,
     Score,
@@ -18,11 +20,9 @@ from ctdl_lib.diffusion import (
     reverse_sde,
     sample_sde,
 )
-from ctdl_lib.fields import Laplacian
-from ctdl_lib.flows import Flow
-from ctdl_lib.integrate import IntegrationError, euler_maruyama, integrate
+from ctdl_lib.generative.diffusion import METHODS
 from ctdl_lib.metrics import observed_orders
-from ctdl_lib.networks import times_like
+from ctdl_lib.networks.embeddings import times_like
 from ctdl_lib.potentials import AutodiffPotential
 from ctdl_lib.problems.densities import Mixture
 from ctdl_lib.problems.random_fields import FieldMixture

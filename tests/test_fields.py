@@ -7,17 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, special
 
-from ctdl_lib.fields import (
+from ctdl_lib.generative import (
     Laplacian,
     Matern,
     PixelNoise,
     SpectralNoise,
     Sum,
     WhiteNoise,
-    checked_fields,
     resample,
-    squared_wave_numbers,
 )
+from ctdl_lib.generative.fields import checked_fields, squared_wave_numbers
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -8,9 +8,9 @@ import torch
 from scipy.integrate import solve_ivp
 from scipy.optimize import minimize_scalar
 
-from ctdl_lib.finite_differences import hamilton_jacobi
-from ctdl_lib.grids import Grid
 from ctdl_lib.metrics import observed_orders
+from ctdl_lib.references.finite_differences import hamilton_jacobi
+from ctdl_lib.references.grids import Grid
 
 
 class Quadratic:

@@ -9,12 +9,11 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from zuko.transforms import FreeFormJacobianTransform
 
-from ctdl_lib.calculus import standard_normal_log_prob, taylor_errors
-from ctdl_lib.flows import Flow, flow_matching
+from ctdl_lib.dynamics import Statistics, standard_normal_log_prob, taylor_errors
+from ctdl_lib.generative import Flow, flow_matching
 from ctdl_lib.metrics import observed_orders
 from ctdl_lib.networks import MLP, ConcatSquash
 from ctdl_lib.potentials import AutodiffPotential, Gradient, Potential, ResNetPotential
-from ctdl_lib.stepping import Statistics
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -271,7 +270,7 @@ def test_sampling_computes_no_divergence(generator, monkeypatch):
         raise AssertionError("a divergence was computed")
 
     for name in ("divergence", "hutchinson"):
-        monkeypatch.setattr(f"ctdl_lib.flows.{name}", forbidden)
+        monkeypatch.setattr(f"ctdl_lib.generative.flows.{name}", forbidden)
     flow = flow_of("network")
     assert flow(flow.sample(6, generator)).shape == (6, 2)
     for eps in (None, z):

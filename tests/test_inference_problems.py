@@ -11,11 +11,11 @@ import torch
 from scipy import stats
 from torch.distributions import Independent, MultivariateNormal, Uniform
 
-from ctdl_lib import campaigns
-from ctdl_lib.campaigns import simulate
-from ctdl_lib.integrate import integrate
+from ctdl_lib.dynamics import integrate
 from ctdl_lib.metrics import c2st
-from ctdl_lib.problems.inference import (
+from experiments.simulation_based_inference import campaigns
+from experiments.simulation_based_inference.campaigns import simulate
+from experiments.simulation_based_inference.problems import (
     SLCP,
     BoxUniform,
     GaussianMixture,

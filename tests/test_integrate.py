@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
-from ctdl_lib.integrate import IntegrationError, euler_maruyama, integrate
+from ctdl_lib.dynamics import IntegrationError, Statistics, euler_maruyama, integrate
+from ctdl_lib.dynamics.stepping import METHODS, TABLEAUS
 from ctdl_lib.metrics import observed_orders
-from ctdl_lib.stepping import METHODS, TABLEAUS, Statistics
 
 
 class Phase(NamedTuple):

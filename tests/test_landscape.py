@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from ctdl_lib.landscape import (
+from ctdl_lib.networks import ResNet
+from experiments.resnets.landscape import (
     filter_normalized,
     grid,
     interior_minima,
@@ -10,7 +11,6 @@ from ctdl_lib.landscape import (
     rotation_landscape,
     rotation_network,
 )
-from ctdl_lib.networks import ResNet
 
 
 def test_interior_minima_are_counted_on_a_function_whose_minima_are_known():

@@ -8,11 +8,10 @@ import pytest
 import torch
 from scipy import stats
 
-from ctdl_lib import campaigns
-from ctdl_lib.integrate import integrate
+from ctdl_lib.dynamics import integrate
 from ctdl_lib.metrics import observed_orders
-from ctdl_lib.problems import lotka_volterra
-from ctdl_lib.problems.lotka_volterra import (
+from experiments.simulation_based_inference import campaigns, lotka_volterra
+from experiments.simulation_based_inference.lotka_volterra import (
     STATISTICS,
     THETA,
     StochasticLotkaVolterra,

@@ -8,12 +8,10 @@ import torch
 from scipy.stats import kstest
 from torch.distributions import MultivariateNormal
 
-from ctdl_lib.calculus import Transformed, standard_normal_log_prob
-from ctdl_lib.convex import ConvexMap, ConvexPotential
-from ctdl_lib.flows import Flow
-from ctdl_lib.maps import BoxScaling, Sample, Standardization, TransportMap
+from ctdl_lib.dynamics import Transformed, standard_normal_log_prob
+from ctdl_lib.generative import BoxScaling, ConvexMap, Flow, Sample, Standardization, TransportMap
 from ctdl_lib.networks import MLP
-from ctdl_lib.potentials import ResNetPotential
+from ctdl_lib.potentials import ConvexPotential, ResNetPotential
 
 
 def a_flow(d=2, seed=1, context_dim=0, **others):

@@ -7,9 +7,8 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import nn
 
-from ctdl_lib import sinkhorn
-from ctdl_lib.grids import Grid
-from ctdl_lib.integrate import integrate
+from ctdl_lib.dynamics import integrate
+from ctdl_lib.generative import MeanFieldGame, mean_field, transport
 from ctdl_lib.potentials import AutodiffPotential, ResNetPotential
 from ctdl_lib.problems.densities import Mixture
 from ctdl_lib.problems.mean_field import (
@@ -20,8 +19,9 @@ from ctdl_lib.problems.mean_field import (
     on_grid,
     ring_to_gaussian,
 )
-from ctdl_lib.sinkhorn import scaled_paths
-from ctdl_lib.transport import MeanFieldGame, mean_field, transport
+from ctdl_lib.references import sinkhorn
+from ctdl_lib.references.grids import Grid
+from ctdl_lib.references.sinkhorn import scaled_paths
 
 
 def stretched(d=3, lam=3.0):

@@ -12,17 +12,15 @@ from ctdl_lib.metrics import (
     c2st,
     cross_entropy,
     energy_distance,
-    interleaved_times,
     mmd,
-    moved_bytes,
     observed_orders,
     predict,
-    retained_bytes,
     sliced_wasserstein,
     spread,
     vendi,
 )
-from ctdl_lib.operators import SpectralConv
+from ctdl_lib.networks import SpectralConv
+from machinery.instruments import interleaved_times, moved_bytes, retained_bytes
 
 
 def test_accuracy_counts_what_is_recognised():

@@ -3,9 +3,9 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from ctdl_lib.calculus import taylor_errors
 from ctdl_lib.control import hamiltonian, rollout
-from ctdl_lib.problems.mitigation import SourceMitigation, best_openings, draw_basins
+from ctdl_lib.dynamics import taylor_errors
+from experiments.pde_control.mitigation import SourceMitigation, best_openings, draw_basins
 
 
 def seeded(s):

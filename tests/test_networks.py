@@ -3,17 +3,10 @@ import math
 import pytest
 import torch
 
-from ctdl_lib.architectures import PLAIN
-from ctdl_lib.integrate import integrate
-from ctdl_lib.networks import (
-    MLP,
-    Control,
-    ResNet,
-    prolongate,
-    propagate,
-    tikhonov,
-    time_smoothness,
-)
+from ctdl_lib.dynamics import integrate
+from ctdl_lib.networks import MLP, Control, ResNet, tikhonov, time_smoothness
+from ctdl_lib.networks.architectures import PLAIN
+from ctdl_lib.networks.resnets import prolongate, propagate
 
 
 def gradients(net, output):

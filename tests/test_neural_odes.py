@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from ctdl_lib.networks import MLP
-from ctdl_lib.neural_odes import NeuralODE
-from ctdl_lib.stepping import Statistics
+from ctdl_lib.dynamics import Statistics
+from ctdl_lib.networks import MLP, NeuralODE
 
 
 def test_a_linear_velocity_gives_the_matrix_exponential(generator):

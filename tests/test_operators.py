@@ -6,9 +6,8 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional
 
-from ctdl_lib.embeddings import time_features
-from ctdl_lib.fields import resample
-from ctdl_lib.operators import FNO, SpectralConv
+from ctdl_lib.generative import resample
+from ctdl_lib.networks import FNO, SpectralConv, time_features
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

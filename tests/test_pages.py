@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import chapters
 import pytest
 import yaml
 from axe_playwright_python.base import AXE_FILE_PATH
 from bs4 import BeautifulSoup
 from playwright.sync_api import Browser, Page, sync_playwright
+
+from machinery import chapters
 
 REPOSITORY = "https://github.com/example/ctdl"
 COLAB = "https://colab.research.google.com/github/example/ctdl/blob/main/"

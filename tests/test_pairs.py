@@ -9,12 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import chapters
 import pytest
-from chapters import Chapter
 from nbval.plugin import IPyNbCell
 
-from ctdl_lib.results import Claim
+from machinery import chapters
+from machinery.chapters import Chapter
+from machinery.store import Claim
 
 CHAPTERS = chapters.all_chapters()
 MAX_LINES = 400

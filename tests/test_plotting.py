@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from ctdl_lib import plotting
+from machinery import plotting
 
 
 @pytest.fixture(autouse=True)

@@ -6,12 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ctdl_lib.calculus import taylor_errors
-from ctdl_lib.metrics import observed_orders
-from ctdl_lib.networks import ResNet
-from ctdl_lib.pontryagin import (
-    ControlProblem,
+from ctdl_lib.dynamics import taylor_errors
+from ctdl_lib.learning.pontryagin import (
     Extremal,
+    TrainingProblem,
     binary_msa,
     binary_step,
     costates,
@@ -28,6 +26,8 @@ from ctdl_lib.pontryagin import (
     states,
     tanh_layer,
 )
+from ctdl_lib.metrics import observed_orders
+from ctdl_lib.networks import ResNet
 
 ALPHA = 0.1
 
@@ -36,7 +36,7 @@ def problem(field=tanh_layer, h=0.3, batch=7):
     u0, target = torch.randn(batch, 3), torch.randn(batch, 3)
     loss = lambda u: 0.5 * (u - target).square().sum(-1)  # noqa: E731
     cost = lambda theta: ALPHA / 2 * theta.square().sum()  # noqa: E731
-    return ControlProblem(field, u0, h, loss, cost)
+    return TrainingProblem(field, u0, h, loss, cost)
 
 
 def descend(posed, theta, rate, sweeps):
@@ -51,7 +51,7 @@ def test_states_and_costates_of_a_resnet_are_its_path_and_what_autograd_finds_al
     y, label = torch.randn(7, 2), torch.rand(7)
     path = list(net.path(y).unbind())
     loss = lambda u: (u @ net.K_out.T + net.b_out)[:, 0].sub(label).square()  # noqa: E731
-    posed = ControlProblem(tanh_layer, path[0].detach(), net.h, loss, lambda theta: theta.sum())
+    posed = TrainingProblem(tanh_layer, path[0].detach(), net.h, loss, lambda theta: theta.sum())
     theta = torch.cat([net.K, net.b[:, :, None]], -1).detach()
     extremal = costates(posed, theta)
     assert torch.allclose(extremal.u, torch.stack(path), atol=1e-14)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import hessian, vmap
 
 from benchmarks.potentials import PlainPotential
-from ctdl_lib.calculus import taylor_errors
+from ctdl_lib.dynamics import taylor_errors
 from ctdl_lib.metrics import observed_orders
 from ctdl_lib.potentials import AutodiffPotential, ResNetPotential
 

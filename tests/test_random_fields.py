@@ -6,8 +6,16 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from ctdl_lib.diffusion import Schedule, perturb
-from ctdl_lib.fields import Laplacian, Matern, PixelNoise, SpectralNoise, Sum, resample
+from ctdl_lib.generative import (
+    Laplacian,
+    Matern,
+    PixelNoise,
+    Schedule,
+    SpectralNoise,
+    Sum,
+    perturb,
+    resample,
+)
 from ctdl_lib.metrics import observed_orders
 from ctdl_lib.problems.random_fields import FieldMixture, ReactionDiffusion
 

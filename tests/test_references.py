@@ -2,8 +2,9 @@
 
 import re
 
-import chapters
 from pybtex.database import parse_file
+
+from machinery import chapters
 
 ENTRIES = parse_file(str(chapters.BOOK / "references.bib")).entries
 REFERENCE = re.compile(r"^\s*Reference: (.*)", re.MULTILINE)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from ctdl_lib.results import Claim, ResultError, Store, table
-from ctdl_lib.training import train
+from ctdl_lib.learning import train
+from machinery.store import Claim, ResultError, Store, table
 
 SETTINGS = {"steps": 5, "lr": 0.1, "shape": (2, 1)}
 

@@ -4,7 +4,7 @@ from torch import nn
 
 from ctdl_lib.metrics import cross_entropy
 from ctdl_lib.networks import ResNet
-from ctdl_lib.robustness import fgsm, local_lipschitz, pgd
+from experiments.stable_architectures.robustness import fgsm, local_lipschitz, pgd
 
 
 def test_the_constant_of_a_linear_map_is_its_norm(generator):

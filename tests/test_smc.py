@@ -9,9 +9,14 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal, Normal
 
-from ctdl_lib import campaigns, smc
-from ctdl_lib.campaigns import Simulated
-from ctdl_lib.smc import AcceptanceError, Population, geometric, smc_abc
+from experiments.simulation_based_inference import campaigns, smc
+from experiments.simulation_based_inference.campaigns import Simulated
+from experiments.simulation_based_inference.smc import (
+    AcceptanceError,
+    Population,
+    geometric,
+    smc_abc,
+)
 
 
 class Box:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ctdl_lib import storage
+from ctdl_lib.learning import storage
 
 TREE = {
     "weights": {"K": torch.randn(3, 2), 0: torch.arange(4)},

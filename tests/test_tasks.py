@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from ctdl_lib import tasks
-from ctdl_lib.tasks import TaskError, identity, outcomes, run
+from experiments.simulation_based_inference import tasks
+from experiments.simulation_based_inference.tasks import TaskError, identity, outcomes, run
 
 CALLS = []  # the arguments of each call of a task in this process
 

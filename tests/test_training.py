@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ctdl_lib import storage
-from ctdl_lib.training import TrainingError, cosine, minibatches, train
+from ctdl_lib.learning import TrainingError, cosine, minibatches, storage, train
 
 
 def square(net, batch):

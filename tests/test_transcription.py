@@ -11,7 +11,7 @@ import torch
 from ctdl_lib.control import rollout
 from ctdl_lib.problems import symbolic
 from ctdl_lib.problems.vehicles import Corridor, Quadcopter
-from ctdl_lib.transcription import (
+from ctdl_lib.references.transcription import (
     Plan,
     PlanError,
     Replanner,

@@ -4,12 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from ctdl_lib.calculus import taylor_errors
-from ctdl_lib.flows import Flow
-from ctdl_lib.integrate import integrate
+from ctdl_lib.dynamics import integrate, taylor_errors
+from ctdl_lib.generative import Flow, MeanFieldCost, mean_field, ot_flow, transport
 from ctdl_lib.metrics import observed_orders
 from ctdl_lib.potentials import AutodiffPotential, ResNetPotential
-from ctdl_lib.transport import MeanFieldCost, mean_field, ot_flow, transport
 
 
 class Expansion(nn.Module):

@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ctdl_lib.operators import FNO
-from ctdl_lib.unets import UNet
+from ctdl_lib.networks import FNO, UNet
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -5,10 +5,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch.func import hessian, jacrev
 
-from ctdl_lib.calculus import taylor_errors
+from ctdl_lib.dynamics import taylor_errors
 from ctdl_lib.metrics import cross_entropy, observed_orders
 from ctdl_lib.networks import tikhonov
-from ctdl_lib.varpro import (
+from experiments.optimal_control.varpro import (
     ReducedProblem,
     conjugate_gradients,
     curvature,

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,8 @@ from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 
-from ctdl_lib.results import Claim, Record, table
-
-# chapters.py is a script beside the chapters, not an installed module.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from chapters import BOOK, Chapter, all_chapters
+from machinery.chapters import BOOK, Chapter, all_chapters
+from machinery.store import Claim, Record, table
 
 BIBLIOGRAPHY_KEY = re.compile(r"\b[a-z]+\d{4}[a-z]+\b")
 COLAB = "https://colab.research.google.com"

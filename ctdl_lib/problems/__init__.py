@@ -1,1 +1,4 @@
-"""Problems as mathematics: data sets and equations, without networks, plots or training."""
+"""Problems as mathematics: data sets, densities, equations, without networks, plots or training.
+
+Where a closed form exists, the problem ships it as a `Potential`. Import from the modules.
+"""

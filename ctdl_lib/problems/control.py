@@ -7,20 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..advection import interpolate
-from ..control import hamiltonian
-from ..finite_differences import hamilton_jacobi
-from ..grids import Grid
-from ..networks import times_like
-from ..potentials import (
-    AutodiffPotential,
-    Derivatives,
-    Gradient,
-    PinnedPotential,
-    Potential,
-    Sigma,
-    Time,
-)
+from ..control.problem import hamiltonian
+from ..networks.embeddings import times_like
+from ..potentials.composed import PinnedPotential
+from ..potentials.potential import AutodiffPotential, Derivatives, Gradient, Potential, Sigma, Time
+from ..references.advection import interpolate
+from ..references.finite_differences import hamilton_jacobi
+from ..references.grids import Grid
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..integrate import integrate
+from ..dynamics.integration import integrate
 
 
 class Series(NamedTuple):

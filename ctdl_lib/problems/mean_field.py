@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..grids import Grid
-from ..potentials import AutodiffPotential, Potential
-from ..problems.densities import Mixture, ring_of_gaussians
-from ..sinkhorn import GridSolution, scaled_paths
-from ..transport import MeanFieldCost
+from ..generative.optimal_transport import MeanFieldCost
+from ..potentials.potential import AutodiffPotential, Potential
+from ..references.grids import Grid
+from ..references.sinkhorn import GridSolution, scaled_paths
+from .densities import Mixture, ring_of_gaussians
 
 
 @dataclass(frozen=True, eq=False)

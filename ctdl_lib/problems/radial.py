@@ -10,8 +10,8 @@ from scipy.interpolate import CubicSpline
 from scipy.special import roots_genlaguerre, roots_hermitenorm
 from torch import Tensor, nn
 
-from ..networks import times_like
-from ..potentials import Derivatives, Gradient, Potential, Sigma, Time, along_noise
+from ..networks.embeddings import times_like
+from ..potentials.potential import Derivatives, Gradient, Potential, Sigma, Time, along_noise
 from .control import LinearQuadratic, noise_trace
 
 

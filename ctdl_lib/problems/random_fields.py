@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..diffusion import Schedule, perturb
-from ..fields import Covariance, Field, squared_wave_numbers
-from ..stepping import step
+from ..dynamics.stepping import step
+from ..generative.diffusion import Schedule, perturb
+from ..generative.fields import Covariance, Field, squared_wave_numbers
 
 
 @dataclass(frozen=True, eq=False)

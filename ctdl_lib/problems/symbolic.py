@@ -3,7 +3,7 @@
 import casadi as ca
 import numpy as np
 
-from ..transcription import Symbol, SymbolicProblem
+from ..references.transcription import Symbol, SymbolicProblem
 from .vehicles import Corridor, Quadcopter
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..potentials import Time
+from ..potentials.potential import Time
 
 
 @dataclass(frozen=True, eq=False)

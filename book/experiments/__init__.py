@@ -1,0 +1,1 @@
+"""What the chapters compute: settings, fits and measurements, one package a chapter."""

@@ -1,0 +1,275 @@
+"""Variable projection: the readout is always optimal, and only the layers are searched for."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.func import grad, hessian, jvp, vjp
+
+from ctdl_lib.learning import cosine
+from ctdl_lib.metrics import cross_entropy
+
+
+@dataclass(frozen=True)
+class ReducedProblem:
+    """The problem min_θ φ(θ), φ(θ) = min_W E[ℓ(W(u, 1), c)] + α/2 ‖W‖² + R(θ) with u = u_N(θ).
+
+    W has a last column, the bias μ, so ℓ is the cross-entropy of the logits W(u, 1).
+
+    Args of the constructor: `features` θ ↦ u_N of all samples; their labels; the number of
+    `outputs` (one for two classes); α > 0; the `regularizer` R, convex and quadratic.
+    """
+
+    features: Callable[[Tensor], Tensor]
+    label: Int[Tensor, " batch"]
+    outputs: int
+    alpha: float
+    regularizer: Callable[[Tensor], Tensor]
+
+    def __post_init__(self):
+        if self.alpha <= 0:
+            raise ValueError(f"alpha must be positive, or W may not exist; got {self.alpha}")
+
+    def loss(
+        self, W: Float[Tensor, "outputs columns"], u: Float[Tensor, "batch width"]
+    ) -> Float[Tensor, ""]:
+        """The value E[ℓ(W(u, 1), c)] + α/2 ‖W‖²."""
+        return cross_entropy(logits(W, u), self.label) + self.alpha / 2 * W.square().sum()
+
+
+class Readout(NamedTuple):
+    """The best W for given features, and how many Newton steps led there."""
+
+    W: Float[Tensor, "outputs columns"]
+    iterations: int
+
+
+class Point(NamedTuple):
+    """A control θ with all that one forward propagation yields: u_N, W*(θ) and φ(θ)."""
+
+    theta: Tensor
+    u: Float[Tensor, "batch width"]
+    pullback: Callable
+    W: Float[Tensor, "outputs columns"]
+    value: float
+    newton: int
+
+
+class Work(NamedTuple):
+    """Propagations through all layers (forward, adjoint, tangent) and Newton steps for W."""
+
+    forward: int
+    adjoint: int
+    tangent: int
+    newton: int
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One iterate of `gauss_newton`: φ and ‖∇φ‖ there, and the work done to get there."""
+
+    index: int
+    loss: float
+    grad_norm: float
+    work: Work
+    theta: Tensor
+    W: Tensor
+
+
+def logits(
+    W: Float[Tensor, "outputs columns"], u: Float[Tensor, "batch width"]
+) -> Float[Tensor, "batch outputs"]:
+    """The logits W(u, 1)."""
+    return u @ W[:, :-1].T + W[:, -1]
+
+
+def readout(
+    problem: ReducedProblem,
+    u: Float[Tensor, "batch width"],
+    start: Tensor | None = None,
+    *,
+    tol: float = 1e-10,
+) -> Readout:
+    """The minimiser W*(u) of the convex inner problem, by Newton's method with line search.
+
+    Raises:
+        ArithmeticError: ‖∂loss/∂W‖ stays above `tol` (in single precision it does: use float64).
+    """
+    W = u.new_zeros(problem.outputs, u.shape[1] + 1) if start is None else start
+    loss = lambda W: problem.loss(W, u)  # noqa: E731
+    for iteration in range(50):
+        g = grad(loss)(W)
+        if g.norm() <= tol:
+            return Readout(W, iteration)
+        H = hessian(loss)(W).reshape(W.numel(), W.numel())
+        d = -torch.linalg.solve(H, g.flatten()).view_as(W)
+        value, slope, t = loss(W).item(), (g * d).sum().item(), 1.0
+        while t > 1e-9 and not _decreases(loss(W + t * d).item(), value, t * slope):
+            t /= 2
+        W = W + t * d
+    raise ArithmeticError(f"Newton's method stopped at ‖∂loss/∂W‖ > tol={tol}; use float64")
+
+
+def evaluate(problem: ReducedProblem, theta: Tensor, start: Tensor | None = None) -> Point:
+    """The point θ: features by one forward propagation, the best W for them, and φ(θ)."""
+    u, pullback = vjp(problem.features, theta)[:2]
+    W, newton = readout(problem, u.detach(), start)
+    value = problem.loss(W, u) + problem.regularizer(theta)
+    return Point(theta, u.detach(), pullback, W, value.item(), newton)
+
+
+def reduced_gradient(problem: ReducedProblem, point: Point) -> Tensor:
+    """The gradient ∇φ = (∂u_N/∂θ)ᵀ ∂loss/∂u + ∇R at W = W*, for one adjoint propagation.
+
+    No derivative of W* occurs, because ∂loss/∂W = 0 there.
+
+    Reference: newman2021train.
+    """
+    force = grad(problem.loss, argnums=1)(point.W, point.u)
+    return point.pullback(force)[0] + grad(problem.regularizer)(point.theta)
+
+
+def curvature(problem: ReducedProblem, point: Point) -> Callable[[Tensor], Tensor]:
+    """The map v ↦ Gv, G the Gauss–Newton matrix of φ: symmetric, positive semidefinite plus R″.
+
+    With D = ∂²ℓ/∂z² in the logits, J and X the derivatives of the logits by θ and W,
+    G = JᵀDJ − JᵀDX (XᵀDX + αI)⁻¹ XᵀDJ + R″: what a change of θ does that no change of W undoes.
+    Each product costs one tangent and one adjoint propagation.
+    """
+    W, u = point.W, point.u
+    ell = lambda z: cross_entropy(z, problem.label)  # noqa: E731
+    z = logits(W, u)
+    D = lambda dz: jvp(grad(ell), (z,), (dz,))[1]  # noqa: E731
+    H = hessian(problem.loss)(W, u).reshape(W.numel(), W.numel())
+
+    def product(v: Tensor) -> Tensor:
+        du = jvp(problem.features, (point.theta,), (v,))[1]
+        dz = du @ W[:, :-1].T
+        pulled = vjp(lambda W: logits(W, u), W)[1](D(dz))[0]
+        dW = torch.linalg.solve(H, pulled.flatten()).view_as(W)
+        force = D(dz - logits(dW, u)) @ W[:, :-1]
+        return point.pullback(force)[0] + jvp(grad(problem.regularizer), (point.theta,), (v,))[1]
+
+    return product
+
+
+def gauss_newton(
+    problem: ReducedProblem,
+    theta: Tensor,
+    *,
+    steps: int,
+    cg: int = 10,
+    damping: float = 0.0,
+    tol: float = 1e-8,
+) -> Iterator[Iteration]:
+    """The iterates of Gauss–Newton–CG with line search for φ, from `theta` on.
+
+    They end when ‖∇φ‖ ≤ tol, or when the line search finds no better point.
+
+    Args:
+        cg: the most products with G in a step; CG ends sooner where the residual has fallen to
+            min(½, √‖∇φ‖) of its start.
+        damping: the multiple of the identity that is added to G.
+
+    Reference: newman2021train.
+    """
+    point = evaluate(problem, theta.detach())
+    work = Work(1, 0, 0, point.newton)
+    for index in range(steps + 1):
+        g = reduced_gradient(problem, point)
+        work = work._replace(adjoint=work.adjoint + 1)
+        norm = g.norm().item()
+        yield Iteration(index, point.value, norm, work, point.theta, point.W)
+        if norm <= tol or index == steps:
+            return
+        G = curvature(problem, point)
+        d, products = conjugate_gradients(
+            lambda v, G=G: G(v) + damping * v, -g, cg, min(0.5, norm**0.5)
+        )
+        trials = []
+        for k in range(30):
+            trials.append(evaluate(problem, point.theta + 0.5**k * d, point.W))
+            if _decreases(trials[-1].value, point.value, 0.5**k * (g * d).sum().item()):
+                break
+        else:
+            return
+        work = Work(
+            work.forward + len(trials) + products,  # torch's jvp repeats the forward pass
+            work.adjoint + products,
+            work.tangent + products,
+            work.newton + sum(trial.newton for trial in trials),
+        )
+        point = trials[-1]
+
+
+def first_order(
+    problem: ReducedProblem,
+    theta: Tensor,
+    *,
+    evaluations: int,
+    rate: float | None = None,
+    project: bool = False,
+) -> list[tuple[int, int, float]]:
+    """The numbers of gradients and of Newton steps spent, and the loss, of Adam or L-BFGS.
+
+    Args:
+        rate: the first learning rate of Adam, lowered to 0 along a cosine; None means L-BFGS.
+        project: search for θ alone, W being optimal; otherwise for θ and W together, from W = 0.
+    """
+    theta = theta.detach().clone().requires_grad_()
+    columns = problem.features(theta).shape[1] + 1
+    W = theta.new_zeros(problem.outputs, columns).requires_grad_(not project)
+    free, curve, newton = ([theta] if project else [theta, W]), [], 0
+    adam = torch.optim.Adam(free, lr=rate or 0.0)
+    lbfgs = torch.optim.LBFGS(
+        free,
+        max_iter=evaluations,
+        max_eval=evaluations,
+        history_size=50,
+        tolerance_change=1e-14,
+        line_search_fn="strong_wolfe",
+    )
+    optimizer = adam if rate else lbfgs
+
+    def closure() -> Tensor:
+        nonlocal newton
+        optimizer.zero_grad()
+        u = problem.features(theta)
+        if project:
+            best = readout(problem, u.detach(), W.detach())
+            W.data, newton = best.W, newton + best.iterations
+        loss = problem.loss(W, u) + problem.regularizer(theta)
+        loss.backward()
+        curve.append((len(curve) + 1, newton, loss.item()))
+        return loss
+
+    for k in range(evaluations if rate else 1):
+        if rate:
+            adam.param_groups[0]["lr"] = cosine(rate, evaluations)(k)
+        optimizer.step(closure)  # pyright: ignore[reportArgumentType]
+    return curve
+
+
+def conjugate_gradients(
+    A: Callable[[Tensor], Tensor], b: Tensor, iterations: int, tol: float
+) -> tuple[Tensor, int]:
+    """The approximate solution of Ax = b with ‖Ax − b‖ ≤ tol ‖b‖, and the products it took."""
+    x, r = torch.zeros_like(b), b.clone()
+    d, rr = r, r.square().sum()
+    for k in range(iterations):
+        if rr.sqrt() <= tol * b.norm():
+            return x, k
+        Ad = A(d)
+        step = rr / (d * Ad).sum()
+        x, r = x + step * d, r - step * Ad
+        rr, last = r.square().sum(), rr
+        d = r + rr / last * d
+    return x, iterations
+
+
+def _decreases(value: float, start: float, slope: float) -> bool:
+    """Whether a step decreases enough (Armijo), up to what round-off hides near a minimum."""
+    return value <= start + 1e-4 * slope + 1e-14 * abs(start)

@@ -1,0 +1,62 @@
+"""How much a small change of the input changes the output of a network."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ctdl_lib.metrics import cross_entropy
+
+Function = Callable[[Tensor], Tensor]
+
+
+def local_lipschitz(f: Function, y: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+    """The spectral norms ‖∂f/∂y‖₂ at each sample, the least M with ‖f(y+ε) − f(y)‖ ≤ M‖ε‖ + o(‖ε‖).
+
+    f must treat the samples independently. One backward pass for each component of f.
+
+    Reference: haber2017stable.
+    """
+    y = y.detach().requires_grad_()
+    rows = [torch.autograd.grad(out.sum(), y, retain_graph=True)[0] for out in f(y).unbind(-1)]
+    return torch.linalg.matrix_norm(torch.stack(rows, 1), ord=2)
+
+
+def fgsm(
+    f: Function, y: Float[Tensor, "batch d"], label: Int[Tensor, " batch"], eps: float
+) -> Float[Tensor, "batch d"]:
+    """The inputs y + ε sign(∇ℓ), ℓ the cross-entropy of the logits f(y): the fast gradient attack.
+
+    Reference: goodfellow2015explaining.
+    """
+    return pgd(f, y, label, eps, steps=1, rate=eps)
+
+
+def pgd(
+    f: Function,
+    y: Float[Tensor, "batch d"],
+    label: Int[Tensor, " batch"],
+    eps: float,
+    *,
+    steps: int = 10,
+    rate: float | None = None,
+) -> Float[Tensor, "batch d"]:
+    """The inputs z after `steps` of z ← P(z + rate · sign(∇ℓ)), started at y.
+
+    P projects onto the box ‖z − y‖∞ ≤ ε; `rate` is 2.5 ε/steps by default.
+
+    Raises:
+        ValueError: ε is negative or `steps` is below 1.
+
+    Reference: madry2018towards.
+    """
+    if eps < 0 or steps < 1:
+        raise ValueError(f"eps must be ≥ 0 and steps ≥ 1, got {eps=} and {steps=}")
+    rate = 2.5 * eps / steps if rate is None else rate
+    z = y.detach()
+    for _ in range(steps):
+        z = z.requires_grad_()
+        (gradient,) = torch.autograd.grad(cross_entropy(f(z), label), z)
+        z = torch.clamp(z.detach() + rate * gradient.sign(), y - eps, y + eps)
+    return z

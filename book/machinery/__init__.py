@@ -1,0 +1,1 @@
+"""How the book keeps, judges, draws and executes what its chapters compute."""

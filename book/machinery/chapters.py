@@ -1,0 +1,420 @@
+"""Execute, check, train and compare the chapters of the book.
+
+A chapter is a pair: the text NN_name.myst.md, which people write, and the notebook NN_name.ipynb,
+the same cells with their outputs. Whether the two agree is decided by what they contain, never by
+the times of the files, which mean nothing after a clone.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+import papermill
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbformat import NotebookNode
+from papermill.exceptions import PapermillExecutionError
+
+from ctdl_lib.learning.storage import write
+
+BOOK = Path(__file__).resolve().parents[1]
+ROOT = BOOK.parent
+MAX_BYTES = 1_500_000
+CELL_TIMEOUT = 600  # seconds, for a machine that is busy: a whole chapter is meant to take 60
+TIMES = "times"  # the unit of claims about speed
+KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A chapter's files, from its name."""
+
+    name: str
+    book: Path = BOOK
+
+    @property
+    def text(self) -> Path:
+        """The source that people write."""
+        return self.book / f"{self.name}.myst.md"
+
+    @property
+    def notebook(self) -> Path:
+        """The same cells with their outputs."""
+        return self.book / f"{self.name}.ipynb"
+
+    @property
+    def claims_file(self) -> Path:
+        """The rows of its claims table, which the chapter itself writes."""
+        return self.book / "results" / "claims" / f"{self.name}.json"
+
+    @property
+    def execution_file(self) -> Path:
+        """When, where and in how many seconds its outputs were computed."""
+        return self.book / "results" / "executions" / f"{self.name}.json"
+
+    @property
+    def title(self) -> str:
+        """Its first heading."""
+        heading = re.search(r"^# (.+)$", self.text.read_text("utf-8"), re.MULTILINE)
+        return heading.group(1).strip() if heading else self.name
+
+    @property
+    def claims(self) -> list[dict[str, Any]]:
+        """Its claims, none if they have not been written yet."""
+        return read_json(self.claims_file) or []
+
+    @property
+    def execution(self) -> dict[str, Any]:
+        """Its execution record, empty if there is none yet."""
+        return read_json(self.execution_file) or {}
+
+
+class ThisPython(AsyncKernelManager):
+    """Starts the interpreter that runs this script, whatever kernels the user has registered."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """The kernel of `sys.executable`."""
+        # This book's packages are found also where the notebook is executed in another folder.
+        path = os.pathsep.join(filter(None, [str(BOOK), os.environ.get("PYTHONPATH")]))
+        return KernelSpec(resource_dir="", env={"PYTHONPATH": path}, **get_kernel_dict())
+
+
+# --- finding chapters ---------------------------------------------------------------------------
+
+
+def all_chapters(book: Path = BOOK) -> list[Chapter]:
+    """Every chapter of the book, in order."""
+    return [
+        Chapter(path.name.removesuffix(".myst.md"), book)
+        for path in sorted(book.glob("[0-9][0-9]_*.myst.md"))
+    ]
+
+
+def find_chapters(names: list[str], book: Path = BOOK) -> list[Chapter]:
+    """The chapters with these names or numbers ("01_resnets", "01", "1"); all for none or "all"."""
+    chapters = all_chapters(book)
+    if not names or names == ["all"]:
+        return chapters
+    known = {key: c for c in chapters for key in (c.name, c.name[:2], c.name[:2].lstrip("0"))}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(
+            f"no chapter {', '.join(unknown)}; there are {', '.join(c.name for c in chapters)}"
+        )
+    return [known[name] for name in names]
+
+
+# --- text and notebook --------------------------------------------------------------------------
+
+
+def read_text(chapter: Chapter) -> NotebookNode:
+    """The chapter's text as a notebook without outputs."""
+    notebook = jupytext.read(chapter.text)
+    notebook.metadata = NotebookNode(kernelspec=dict(KERNELSPEC))
+    notebook.nbformat, notebook.nbformat_minor = 4, 5  # the first version whose cells have ids
+    seen: Counter[str] = Counter()
+    for cell in notebook.cells:
+        # Ids that follow from the content keep the diff of a re-run to what really changed.
+        digest = hashlib.sha256(cell.source.encode()).hexdigest()[:8]
+        cell.id = f"{digest}-{seen[digest]}"
+        seen[digest] += 1
+    return notebook
+
+
+def read_notebook(chapter: Chapter) -> NotebookNode:
+    """The chapter's notebook as it is stored."""
+    return nbformat.read(chapter.notebook, as_version=4)
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    """The code cells that contain something."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+
+
+def pair_problems(chapter: Chapter) -> Iterator[str]:
+    """Say what is out of date in a chapter's notebook: nothing, if it need not be executed."""
+    if not chapter.notebook.exists():
+        yield "it has no notebook"
+        return
+    written, stored = read_text(chapter), read_notebook(chapter)
+    number = first_difference(written, stored)
+    if number is not None:
+        yield f"cell {number} differs between {chapter.text.name} and {chapter.notebook.name}"
+    counts = [cell.execution_count for cell in code_cells(stored)]
+    if counts != list(range(1, len(counts) + 1)):
+        yield f"its code cells were not all executed once and in order: they are numbered {counts}"
+
+
+def first_difference(one: NotebookNode, other: NotebookNode) -> int | None:
+    """The number, from 1, of the first cell in which two notebooks differ, outputs aside."""
+    cells, others = ([cell_content(cell) for cell in nb.cells] for nb in (one, other))
+    if cells == others:
+        return None
+    same = (a == b for a, b in zip(cells, others, strict=False))
+    return 1 + next((i for i, equal in enumerate(same) if not equal), min(len(cells), len(others)))
+
+
+def cell_content(cell: NotebookNode) -> tuple[Any, ...]:
+    """What a cell says: the parts that both files of a pair hold."""
+    tags = cell.metadata.get("tags") or []
+    return cell.cell_type, cell.source.rstrip(), list(tags), cell.metadata.get("mystnb") or {}
+
+
+def check(chapter: Chapter) -> list[str]:
+    """Everything that keeps a chapter from being published, one sentence each."""
+    problems = list(pair_problems(chapter))
+    if problems:
+        problems[-1] += f"; run: python -m machinery.chapters execute {chapter.name[:2]}"
+    if chapter.notebook.exists() and (size := chapter.notebook.stat().st_size) > MAX_BYTES:
+        problems.append(f"its notebook has {size:,} bytes, and at most {MAX_BYTES:,} are wanted")
+    return [f"{chapter.name}: {problem}" for problem in problems]
+
+
+# --- execution ----------------------------------------------------------------------------------
+
+
+def run_notebook(
+    notebook: NotebookNode,
+    output: Path | None = None,
+    *,
+    cwd: Path = BOOK,
+    timeout: int | None = CELL_TIMEOUT,
+    verbose: bool = False,
+    **parameters: str,
+) -> NotebookNode:
+    """The notebook with its outputs; also written to `output`, even when a cell fails."""
+    return papermill.execute_notebook(
+        notebook,
+        output,
+        parameters,
+        cwd=cwd,
+        kernel_manager_class=ThisPython,
+        extra_arguments=["--log-level=ERROR"],  # else each kernel warns that it talks over TCP
+        start_timeout=120,
+        execution_timeout=timeout,
+        progress_bar=False,
+        log_output=verbose,
+    )
+
+
+def execute(chapter: Chapter) -> float:
+    """Recompute a chapter's notebook from its text and return the seconds it took.
+
+    Nothing is written unless every cell succeeds.
+    """
+    start = time.perf_counter()
+    notebook = run_notebook(read_text(chapter), cwd=chapter.book)
+    seconds = round(time.perf_counter() - start, 1)
+    write(chapter.notebook, (nbformat.writes(without_noise(notebook)) + "\n").encode())
+    record = json.dumps(execution_record(seconds), indent=2) + "\n"
+    write(chapter.execution_file, record.encode())
+    return seconds
+
+
+def without_noise(notebook: NotebookNode) -> NotebookNode:
+    """Drop what a run tells about itself, so that equal runs give equal files."""
+    notebook.metadata.pop("papermill", None)
+    notebook.metadata.get("language_info", {}).pop("version", None)
+    for cell in notebook.cells:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if not cell.metadata.get("tags"):
+            cell.metadata.pop("tags", None)
+    return notebook
+
+
+def execution_record(seconds: float) -> dict[str, Any]:
+    """What the book tells about an execution."""
+    return {
+        "seconds": seconds,
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "processor": processor(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def processor() -> str:
+    """The processor's name as its maker writes it, where the system tells."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return name.group(1) if name else platform.processor() or platform.machine()
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, None if there is no such file."""
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+# --- comparison with published claims -----------------------------------------------------------
+
+
+def disagreements(ours: list[dict[str, Any]], reference: list[dict[str, Any]]) -> list[str]:
+    """Say which of our claims differ from the reference by more than their tolerance."""
+    ours_by_id = {claim["id"]: claim for claim in ours}
+    found = []
+    for claim in reference:
+        if claim["id"] not in ours_by_id:
+            found.append(f"{claim['id']}: this run did not compute it")
+        elif claim.get("unit") != TIMES:  # how many times faster depends on the machine
+            found += difference(ours_by_id[claim["id"]], claim)
+    return found
+
+
+def difference(ours: dict[str, Any], reference: dict[str, Any]) -> list[str]:
+    """At most one sentence: where the two values of a claim are too far apart."""
+    values, expected = numbers(ours["ours"]), numbers(reference["ours"])
+    if len(values) != len(expected):
+        return [f"{reference['id']}: {len(values)} numbers instead of {len(expected)}"]
+    for value, wanted, allowed in zip(values, expected, tolerances(reference), strict=True):
+        if not abs(value - wanted) <= allowed:  # written so that NaN is a disagreement
+            return [f"{reference['id']}: {value:.6g} instead of {wanted:.6g} ± {allowed:.2g}"]
+    return []
+
+
+def tolerances(claim: dict[str, Any]) -> list[float]:
+    """What each number of a claim may differ by: 3 spreads or 1 %, the larger."""
+    expected = numbers(claim["ours"])
+    spreads = numbers(claim["spread"] or 0.0)
+    spreads = spreads if len(spreads) == len(expected) else [max(spreads)] * len(expected)
+    return [max(3 * s, 0.01 * abs(e)) for s, e in zip(spreads, expected, strict=True)]
+
+
+def numbers(value: float | list[float]) -> list[float]:
+    """A claim's value as a list, which it is when the claim is about several numbers."""
+    return value if isinstance(value, list) else [value]
+
+
+def committed_claims(chapter: Chapter, revision: str) -> list[dict[str, Any]]:
+    """The chapter's claims as they are in a git revision."""
+    path = chapter.claims_file.relative_to(ROOT).as_posix()
+    shown = subprocess.run(
+        ["git", "show", f"{revision}:{path}"], cwd=ROOT, capture_output=True, text=True
+    )
+    if shown.returncode != 0:  # to agree with nothing would be no agreement
+        raise ValueError(f"{chapter.name}: no claims to compare with. {shown.stderr.strip()}")
+    return json.loads(shown.stdout)
+
+
+# --- commands -----------------------------------------------------------------------------------
+
+
+def execute_command(arguments: argparse.Namespace) -> int:
+    """Execute the chapters whose notebook is out of date, or all that are named."""
+    for chapter in find_chapters(arguments.names):
+        reasons = list(pair_problems(chapter))
+        if not reasons and not arguments.all:
+            print(f"{chapter.name}: up to date")
+            continue
+        print(f"{chapter.name}: executing, {reasons[0] if reasons else 'as asked'}", flush=True)
+        print(f"{chapter.name}: done in {execute(chapter):.1f} s")
+    return 0
+
+
+def check_command(arguments: argparse.Namespace) -> int:
+    """Fail if a pair disagrees, was not executed in order or is too large."""
+    problems = [problem for chapter in find_chapters(arguments.names) for problem in check(chapter)]
+    print("\n".join(problems) or "all pairs agree")
+    return bool(problems)
+
+
+def train_command(arguments: argparse.Namespace) -> int:
+    """Run chapters with run="train", into _build/papermill: the pair is not touched."""
+    for chapter in find_chapters(arguments.names):
+        output = ROOT / "_build" / "papermill" / chapter.notebook.name
+        output.parent.mkdir(parents=True, exist_ok=True)
+        print(f"{chapter.name}: training, executed notebook in {output}", flush=True)
+        run_notebook(
+            read_text(chapter),
+            output,
+            timeout=None,
+            verbose=True,
+            run="train",
+            device=arguments.device,
+        )
+    return 0
+
+
+def compare_command(arguments: argparse.Namespace) -> int:
+    """Fail if the claims on disk differ from those of a git revision beyond their tolerances."""
+    found = [
+        line
+        for chapter in find_chapters(arguments.names)
+        for line in disagreements(chapter.claims, committed_claims(chapter, arguments.revision))
+    ]
+    print("\n".join(found) or f"every claim agrees with {arguments.revision}")
+    return bool(found)
+
+
+def table_command(arguments: argparse.Namespace) -> int:
+    """Print where the book is, and its chapters with seconds and claims by verdict."""
+    print(ROOT / "_build" / "html" / "index.html")
+    chapters = find_chapters(arguments.names)
+    width = max((len(chapter.title) for chapter in chapters), default=0)
+    for chapter in chapters:
+        seconds = chapter.execution.get("seconds")
+        verdicts = Counter(claim["verdict"] for claim in chapter.claims)
+        print(
+            f"{chapter.name[:2]}  {chapter.title:<{width}}",
+            f"{seconds:6.1f} s" if seconds is not None else "     – s",
+            ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()) or "no claims",
+            sep="  ",
+        )
+    return 0
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The command and its options."""
+    parser = argparse.ArgumentParser(description="Execute, check, train and compare the chapters.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    functions = (execute_command, check_command, train_command, compare_command, table_command)
+    for function in functions:
+        name = function.__name__.removesuffix("_command")
+        command = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
+        command.add_argument("names", nargs="*", metavar="NAME", help='such as "01"; default: all')
+        command.set_defaults(function=function)
+        if name == "execute":
+            command.add_argument("--all", action="store_true", help="also those up to date")
+        if name == "train":
+            command.add_argument("--device", default="auto", help="auto, cpu or cuda")
+        if name == "compare":
+            command.add_argument("--revision", default="HEAD", help="git revision to compare with")
+    return parser.parse_args(arguments)
+
+
+def plain(error: Exception) -> str:
+    """An error's message, without colours where nobody could see them."""
+    message = str(error)
+    return message if sys.stderr.isatty() else re.sub(r"\x1b\[[0-9;]*m", "", message)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return the exit status."""
+    parsed = parse_arguments(arguments)
+    try:
+        return parsed.function(parsed)
+    except (PapermillExecutionError, CellTimeoutError, DeadKernelError, ValueError) as error:
+        print(plain(error), file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""Instruments that measure time, memory and traffic of a computation."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def interleaved_times(
+    contenders: Mapping[str, Callable[[], object]], *, rounds: int = 10
+) -> dict[str, float]:
+    """The shortest wall time of each contender in seconds, over rounds in which all run by turns.
+
+    Interleaving lets a slow moment of the machine hit all contenders; the minimum forgets it. Each
+    runs once unmeasured first.
+    """
+    for run in contenders.values():
+        run()
+    best = dict.fromkeys(contenders, math.inf)
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            started = time.perf_counter()
+            run()
+            best[name] = min(best[name], time.perf_counter() - started)
+    return best
+
+
+def retained_bytes(compute: Callable[[], object]) -> int:
+    """The bytes of all tensors made by `compute` that are still alive when it has returned.
+
+    For a forward pass they are its result and what is stored for the way back, wherever it is kept.
+    """
+    with _Storages() as made:
+        result = compute()
+    alive = sum(size for reference, size in made.sizes.values() if not reference.expired())
+    del result
+    return alive
+
+
+def moved_bytes(compute: Callable[[], object]) -> int:
+    """The bytes of all tensors that the operations inside of `compute` read and write.
+
+    What only looks at a tensor otherwise (a view, a reshape without a copy) moves nothing; caches
+    are not looked at, nor what an operation reads more than once.
+    """
+    with _Traffic() as traffic:
+        compute()
+    return traffic.bytes
+
+
+class _Storages(TorchDispatchMode):
+    """The storages of all tensors that are made inside of the context, with their sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        known = {x.untyped_storage()._cdata for x in tree_leaves(args) if isinstance(x, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor) and x.untyped_storage()._cdata not in known:
+                storage = x.untyped_storage()
+                # a weak reference keeps the identity from being used again
+                self.sizes[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        return result
+
+
+class _Traffic(TorchDispatchMode):
+    """The bytes read and written by the operations inside of the context."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        read = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        written = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+        known = {x.untyped_storage()._cdata for x in read}
+        is_view = func.is_view or all(x.untyped_storage()._cdata in known for x in written)
+        if not is_view or func._schema.is_mutable:
+            # an expanded tensor has fewer bytes than entries
+            self.bytes += sum(min(x.nbytes, x.untyped_storage().nbytes()) for x in read + written)
+        return result

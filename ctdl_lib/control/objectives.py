@@ -1,0 +1,159 @@
+"""The objective by which a value function is learned."""
+
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import vjp
+
+from ..dynamics.integration import displacement
+from ..potentials.potential import Potential, in_blocks
+from .problem import (
+    ControlProblem,
+    Policy,
+    check_parts,
+    feedback,
+    needed_derivatives,
+    residual_of,
+    sigma_of,
+)
+from .rollouts import Rollout, rollout
+
+
+def objective(
+    problem: ControlProblem,
+    potential: Potential,
+    x: Float[Tensor, "batch d"],
+    *,
+    steps: int,
+    generator: torch.Generator | None = None,
+    dW: Tensor | None = None,
+    method: Literal["euler_maruyama", "rk4"] = "euler_maruyama",
+    sampler: Policy | None = None,
+    penalized: int | None = None,
+    cost: float = 1.0,
+    hjb: float = 0.0,
+    bsde: float = 0.0,
+    terminal: float = 0.0,
+    terminal_gradient: float = 0.0,
+    initial: float = 0.0,
+) -> dict[str, Float[Tensor, ""]]:
+    """The weighted terms of the objective, on paths from samples x of the starts.
+
+    - `cost`: the cost E[J] of the feedback, differentiated through its paths;
+    - `hjb`: the mean over paths and times of |∂ₜΦ + H + ½ tr(σσᵀ∇²Φ)|;
+    - `bsde`: E Σₖ |Φₖ₊₁ − Φₖ + (H − pᵀb) h − pᵀσΔWₖ| with p = ∇Φₖ and the drift b of the paths,
+      which for the value function is the noise of Itô's second-order term, not zero;
+    - `terminal` and `terminal_gradient`: E|Φ − G| and E‖∇Φ − ∇G‖₁ at t = T;
+    - `initial`: |E[Φ(0, x)] − E[J]|.
+
+    A term of weight zero is not computed and not returned. The penalties take the points of the
+    paths as given: they teach Φ, and do not bend paths to where a residual is small. All times of
+    all paths are evaluated together.
+
+    Args:
+        sampler: the policy that paths follow, in place of the feedback of Φ. They then say nothing
+            of its cost, so `cost` and `initial` must be zero.
+        penalized: how many of the paths the penalties see, the first ones; by default all.
+
+    Raises:
+        ValueError: a weight is negative, all are zero, or one does not go with a `sampler`.
+        TypeError: the problem lacks a part, such as `optimal_control`.
+
+    Reference: li2024neural, section 3.
+    """
+    weights = {
+        "cost": cost,
+        "hjb": hjb,
+        "bsde": bsde,
+        "terminal": terminal,
+        "terminal_gradient": terminal_gradient,
+        "initial": initial,
+    }
+    check_parts(problem)
+    _check_weights(weights, sampler)
+    policy = feedback(problem, potential) if sampler is None else sampler
+    with torch.set_grad_enabled(torch.is_grad_enabled() and cost > 0):
+        path = rollout(problem, policy, x, steps=steps, generator=generator, dW=dW, method=method)
+    terms = {"cost": path.cost.mean()} if cost else {}
+    if penalized is not None:
+        path = _first(path, penalized)
+    wanted = {name for name, weight in weights.items() if weight} - {"cost"}
+    terms |= _penalties(problem, potential, path, sampler is None, wanted)
+    return {name: weights[name] * term for name, term in terms.items()}
+
+
+def _first(path: Rollout, count: int) -> Rollout:
+    """The first few of the paths."""
+    costs, dW = (path.running_cost[:count], path.terminal_cost[:count]), path.dW
+    return Rollout(path.t, path.x[:, :count], *costs, dW if dW is None else dW[:, :count])
+
+
+def _penalties(
+    problem: ControlProblem,
+    potential: Potential,
+    path: Rollout,
+    own: bool,
+    wanted: set[str],
+) -> dict[str, Tensor]:
+    """The terms on Φ alone, from one evaluation at all nodes of the paths, or at their ends."""
+    if not wanted:
+        return {}
+    times, x = path.t, path.x.detach()
+    if not wanted & {"hjb", "bsde"}:
+        times, x = times[[0, -1]], x[[0, -1]]
+    shape, t, points = x.shape[:2], times.repeat_interleave(x.shape[1]), x.flatten(0, 1)
+    evaluate = potential.gradient
+    if "hjb" in wanted:
+        evaluate = partial(needed_derivatives, problem, potential)
+    phi, terms = in_blocks(evaluate, t, points), {}
+    if "hjb" in wanted:
+        terms["hjb"] = residual_of(problem, phi, t, points).abs().mean()
+    value, dx = phi.value.view(shape), phi.dx.view(x.shape)
+    if "bsde" in wanted:
+        terms["bsde"] = _defects(problem, path, value, dx, own).abs().mean(1).sum()
+    if wanted & {"terminal", "terminal_gradient"}:
+        cost, pullback, *_ = vjp(problem.terminal_cost, x[-1])
+        (slope,) = pullback(torch.ones_like(cost))
+        gaps = {
+            "terminal": (value[-1] - cost).abs().mean(),
+            "terminal_gradient": (dx[-1] - slope).abs().sum(-1).mean(),
+        }
+        terms |= {name: gap for name, gap in gaps.items() if name in wanted}
+    if "initial" in wanted:
+        terms["initial"] = (value[0].mean() - path.cost.detach().mean()).abs()
+    return terms
+
+
+def _defects(problem: ControlProblem, path: Rollout, value: Tensor, p: Tensor, own: bool) -> Tensor:
+    """The defects Φₖ₊₁ − Φₖ − (pᵀb − H) h − pᵀσΔWₖ, (steps, batch), where pᵀb − H is the rate at
+    which Φ changes in the mean on paths with drift b: −L on those of its `own` feedback."""
+    h, x = problem.horizon / (len(path.t) - 1), path.x.detach()
+    t, points, slopes = path.t[:-1].repeat_interleave(x.shape[1]), x[:-1].flatten(0, 1), p[:-1]
+    u = problem.optimal_control(t, points, slopes.flatten(0, 1))
+    spent = h * problem.running_cost(t, points, u).view(value[1:].shape)
+    noise = _shaken(problem, path)
+    if own:
+        return value.diff(dim=0) + spent - (slopes * noise).sum(-1)
+    # drift and noise together are how far the path went
+    went = x.diff(dim=0) - h * problem.drift(t, points, u).view(x[1:].shape)
+    return value.diff(dim=0) + spent - (slopes * went).sum(-1)
+
+
+def _shaken(problem: ControlProblem, path: Rollout) -> Tensor:
+    """The displacements σΔW, (steps, batch, d)."""
+    if path.dW is None:
+        return torch.zeros_like(path.x[1:])
+    return displacement(sigma_of(problem, path.x), path.dW, path.x[0])
+
+
+def _check_weights(weights: dict[str, float], sampler: Policy | None) -> None:
+    if not (all(w >= 0 for w in weights.values()) and any(weights.values())):
+        raise ValueError(f"weights must not be negative, nor all zero: {weights}")
+    if sampler is not None and (weights["cost"] or weights["initial"]):
+        raise ValueError(
+            "the cost of paths that follow a sampler is not that of the feedback: set cost=0 and"
+            " initial=0, or leave the sampler out"
+        )

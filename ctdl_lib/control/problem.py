@@ -1,0 +1,119 @@
+"""A control problem, its Hamiltonian, the HJB equation, and the feedback of a potential."""
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..potentials.potential import Derivatives, Gradient, Potential, Sigma, Time
+
+Policy = Callable[[Time, Tensor], Tensor]
+
+
+@runtime_checkable
+class ControlProblem(Protocol):
+    """The problem min E[∫ L(t, x, u) dt + G(x(T))] subject to dx = f(t, x, u) dt + σ dW."""
+
+    @property
+    def diffusion(self) -> Sigma:
+        """The number or matrix (d, r) σ, 0 where there is no noise."""
+        ...
+
+    @property
+    def horizon(self) -> float:
+        """The time T."""
+        ...
+
+    def drift(
+        self, t: Time, x: Float[Tensor, "batch d"], u: Float[Tensor, "batch m"]
+    ) -> Float[Tensor, "batch d"]:
+        """The value f(t, x, u)."""
+        ...
+
+    def running_cost(
+        self, t: Time, x: Float[Tensor, "batch d"], u: Float[Tensor, "batch m"]
+    ) -> Float[Tensor, " batch"]:
+        """The value L(t, x, u)."""
+        ...
+
+    def terminal_cost(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+        """The value G(x)."""
+        ...
+
+    def optimal_control(
+        self, t: Time, x: Float[Tensor, "batch d"], p: Float[Tensor, "batch d"]
+    ) -> Float[Tensor, "batch m"]:
+        """The control u*(t, x, p) where L + pᵀf is least."""
+        ...
+
+
+def hamiltonian(
+    problem: ControlProblem, t: Time, x: Float[Tensor, "batch d"], p: Float[Tensor, "batch d"]
+) -> Float[Tensor, " batch"]:
+    """The Hamiltonian H(t, x, p) = min_u {L(t, x, u) + pᵀf(t, x, u)}.
+
+    Reference: li2024neural, section 2.
+    """
+    u = problem.optimal_control(t, x, p)
+    return problem.running_cost(t, x, u) + (p * problem.drift(t, x, u)).sum(-1)
+
+
+def hjb_residual(
+    problem: ControlProblem, potential: Potential, t: Time, x: Float[Tensor, "batch d"]
+) -> Float[Tensor, " batch"]:
+    """The residual ∂ₜΦ + H(t, x, ∇Φ) + ½ tr(σσᵀ∇²Φ), zero for the value function.
+
+    Reference: li2024neural, section 2.
+    """
+    return residual_of(problem, needed_derivatives(problem, potential, t, x), t, x)
+
+
+def feedback(problem: ControlProblem, potential: Potential) -> Policy:
+    """The policy u(t, x) = u*(t, x, ∇Φ(t, x)).
+
+    Raises:
+        TypeError: the problem lacks a part, such as `optimal_control`.
+    """
+    check_parts(problem)
+    return lambda t, x: problem.optimal_control(t, x, potential.gradient(t, x).dx)
+
+
+def needed_derivatives(
+    problem: ControlProblem, potential: Potential, t: Time, x: Tensor
+) -> Derivatives | Gradient:
+    """The derivatives of Φ that the HJB equation asks for: without noise, not the second."""
+    sigma = sigma_of(problem, x)
+    if isinstance(sigma, float) and sigma == 0:
+        return potential.gradient(t, x)
+    return potential.derivatives(t, x, sigma)
+
+
+def residual_of(problem: ControlProblem, phi: Derivatives | Gradient, t: Time, x: Tensor) -> Tensor:
+    """The residual of the HJB equation, from the derivatives of Φ."""
+    residual = phi.dt + hamiltonian(problem, t, x, phi.dx)
+    return residual + 0.5 * phi.laplacian if isinstance(phi, Derivatives) else residual
+
+
+def sigma_of(problem: ControlProblem, x: Tensor) -> Sigma:
+    """The diffusion as a number, or as a matrix of x's type that fits it."""
+    sigma = problem.diffusion
+    if not isinstance(sigma, Tensor) or sigma.dim() == 0:
+        return float(sigma)
+    if sigma.dim() != 2 or sigma.shape[0] != x.shape[-1]:
+        raise ValueError(
+            f"diffusion must be a number or a matrix ({x.shape[-1]}, r) for states of dimension"
+            f" {x.shape[-1]}, got shape {tuple(sigma.shape)}; use torch.diag for a diagonal one"
+        )
+    return sigma.to(x)
+
+
+def check_parts(problem: ControlProblem) -> None:
+    """Refuse what is no control problem, and say what is missing."""
+    parts = ("drift", "diffusion", "running_cost", "terminal_cost", "optimal_control", "horizon")
+    missing = [name for name in parts if not hasattr(problem, name)]
+    if missing:
+        hint = ""
+        if "optimal_control" in missing:
+            hint = "; optimal_control(t, x, p) returns the u where L(t, x, u) + pᵀf is least"
+        raise TypeError(f"{type(problem).__name__} lacks {', '.join(missing)}{hint}")

@@ -1,0 +1,151 @@
+"""Paths under a policy, and what they cost."""
+
+import warnings
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..dynamics.integration import euler_maruyama, integrate
+from ..potentials.potential import Sigma, Time
+from .problem import ControlProblem, Policy, sigma_of
+
+Box = tuple[Tensor, Tensor]
+
+
+class Rollout(NamedTuple):
+    """Paths under a policy: times (steps + 1,), states, what they cost, the noise that drove them.
+
+    `cost` is the sum of the running cost ∫L dt and of the terminal cost G(x(T)).
+    """
+
+    t: Float[Tensor, " nodes"]
+    x: Float[Tensor, "nodes batch d"]
+    running_cost: Float[Tensor, " batch"]
+    terminal_cost: Float[Tensor, " batch"]
+    dW: Tensor | None  # noqa: N815
+
+    @property
+    def cost(self) -> Float[Tensor, " batch"]:
+        """The cost of each path."""
+        return self.running_cost + self.terminal_cost
+
+
+class CostError(ArithmeticError):
+    """A cost along a path is not finite."""
+
+
+def rollout(
+    problem: ControlProblem,
+    policy: Policy,
+    x: Float[Tensor, "batch d"],
+    *,
+    steps: int,
+    generator: torch.Generator | None = None,
+    dW: Tensor | None = None,
+    method: Literal["euler_maruyama", "rk4"] = "euler_maruyama",
+    trained_on: Box | None = None,
+) -> Rollout:
+    """The paths from x(0) = x under u = policy(t, x), and their costs.
+
+    Euler–Maruyama, with ∫L dt as the sum of h L(tₖ, xₖ, uₖ); without noise also RK4, which then
+    integrates L with its own order.
+
+    Args:
+        generator, dW: draws the noise, or is the noise (steps, batch, r); neither if σ = 0.
+        trained_on: the lowest and highest starts that a learned policy has seen, (d,) each; starts
+            outside of this box bring a warning.
+
+    Raises:
+        ValueError: `steps`, σ or the noise do not suit the problem.
+        CostError: a cost is not finite; says of which sample, where and when.
+        IntegrationError: a path leaves the finite numbers.
+
+    Reference: li2024neural, section 3.
+    """
+    if trained_on is not None:
+        _warn_outside(x, trained_on)
+    _check_driver(sigma_of(problem, x), steps, method, generator is None and dW is None)
+    if method == "rk4":
+        path = _deterministic(problem, policy, x, steps)
+    else:
+        path = _with_noise(problem, policy, x, steps, generator, dW)
+    _check_finite(path.terminal_cost[None], path.t[-1:], path.x[-1:])
+    return path
+
+
+def _with_noise(
+    problem: ControlProblem,
+    policy: Policy,
+    x: Tensor,
+    steps: int,
+    generator: torch.Generator | None,
+    dW: Tensor | None,
+) -> Rollout:
+    """The paths by Euler–Maruyama."""
+    sigma, spent = sigma_of(problem, x), []
+
+    def drift(t: Time, x: Tensor) -> Tensor:
+        u = policy(t, x)
+        spent.append(problem.running_cost(t, x, u))
+        return problem.drift(t, x, u)
+
+    if isinstance(sigma, float) and sigma == 0:
+        dW = x.new_zeros(steps, *x.shape)
+    noise = {"generator": generator, "dW": dW}
+    path = euler_maruyama(drift, sigma, x, 0.0, problem.horizon, steps=steps, **noise)
+    _check_finite(torch.stack(spent), path.t, path.x)
+    running = torch.stack(spent).sum(0) * (problem.horizon / steps)
+    return Rollout(path.t, path.x, running, problem.terminal_cost(path.x[-1]), path.dW)
+
+
+def _deterministic(problem: ControlProblem, policy: Policy, x: Tensor, steps: int) -> Rollout:
+    """The paths without noise by RK4, which integrates the running cost along with them."""
+
+    def rates(t: Time, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        u = policy(t, state[0])
+        cost = problem.running_cost(t, state[0], u)
+        _check_finite(cost[None], torch.as_tensor(t).reshape(1), state[0][None])
+        return problem.drift(t, state[0], u), cost
+
+    t = torch.linspace(0.0, problem.horizon, steps + 1, dtype=x.dtype, device=x.device)
+    start = x, x.new_zeros(len(x))
+    states, running = integrate(rates, start, 0.0, problem.horizon, steps=steps, save_at=t)
+    return Rollout(t, states, running[-1], problem.terminal_cost(states[-1]), None)
+
+
+def _check_driver(sigma: Sigma, steps: int, method: str, silent: bool) -> None:
+    """Refuse steps, a method or a noise that the problem does not go with."""
+    if steps < 1:
+        raise ValueError(f"steps={steps} must be at least 1")
+    if method not in ("euler_maruyama", "rk4"):
+        raise ValueError(f'method must be "euler_maruyama" or "rk4", got {method!r}')
+    noisy = isinstance(sigma, Tensor) or sigma != 0
+    if noisy and method == "rk4":
+        raise ValueError('method="rk4" needs diffusion = 0; with noise use "euler_maruyama"')
+    if not noisy and not silent:
+        raise ValueError("there is no noise to draw with diffusion = 0: leave generator and dW out")
+
+
+def _check_finite(costs: Tensor, t: Tensor, x: Tensor) -> None:
+    """Say of which sample, where and when a cost (nodes, batch) is not finite."""
+    bad = ~costs.isfinite()
+    if bad.any():
+        k, i = bad.nonzero()[0].tolist()
+        raise CostError(
+            f"the cost of sample {i} is {costs[k, i].item()} at t={t[k].item():.4g}, where"
+            f" x={[round(value, 4) for value in x[k, i].tolist()]}"
+        )
+
+
+def _warn_outside(x: Tensor, box: Box) -> None:
+    low, high = (corner.to(x) for corner in box)
+    outside = ((x < low) | (x > high)).any(-1)
+    if outside.any():
+        i = int(outside.nonzero()[0])
+        warnings.warn(
+            f"{int(outside.sum())} of {len(x)} starts lie outside the box that the policy was"
+            f" trained on (sample {i} first): what it does there was never learned",
+            stacklevel=3,
+        )

@@ -1,0 +1,137 @@
+"""Single steps of explicit Runge–Kutta methods and of Störmer–Verlet, on tuples of tensors."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Tensors = tuple[Tensor, ...]
+
+
+Velocity = Callable[[Any, Any], Any]
+
+
+class Tableau(NamedTuple):
+    """Nodes c, stage weights a and weights b of an explicit Runge–Kutta method."""
+
+    c: tuple[float, ...]
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+
+
+TABLEAUS = {
+    "euler": Tableau(c=(0.0,), a=((),), b=(1.0,)),
+    "midpoint": Tableau(c=(0.0, 0.5), a=((), (0.5,)), b=(0.0, 1.0)),
+    "heun": Tableau(c=(0.0, 1.0), a=((), (1.0,)), b=(0.5, 0.5)),
+    "rk4": Tableau(
+        c=(0.0, 0.5, 0.5, 1.0),
+        a=((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
+        b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
+    ),
+}
+
+
+METHODS = (*TABLEAUS, "verlet")
+
+
+@dataclass
+class Statistics:
+    """What an integration cost; pass one in as `statistics=` and it is added to.
+
+    `evaluations` counts calls of f on the way forward, and again where "recompute" repeats a stage
+    on the way back; `backward_evaluations` those of the adjoint equation; `accepted` and `rejected`
+    the steps of the way forward.
+    """
+
+    evaluations: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    backward_evaluations: int = 0
+
+
+class OnTuples:
+    """A velocity f as the steppers see it: tuples in, tuples out, checked once, counted always.
+
+    Args of the constructor: f, a state whose type f works with, and the object that counts.
+    """
+
+    def __init__(self, f: Velocity, like: Any, statistics: Statistics):
+        self.f, self.statistics = f, statistics
+        self.is_tensor, self.kind = isinstance(like, Tensor), type(like)
+        self.unchecked = True
+
+    def pack(self, x: Tensors) -> Any:
+        """The tuple as the type of state that f works with."""
+        if self.is_tensor:
+            return x[0]
+        return self.kind(*x) if hasattr(self.kind, "_fields") else tuple(x)
+
+    def __call__(self, t: Any, x: Tensors) -> Tensors:
+        """The velocity at (t, x), a tuple like x."""
+        self.statistics.evaluations += 1
+        slope = self.f(t, self.pack(x))
+        slope = (slope,) if self.is_tensor else tuple(slope)
+        if self.unchecked:
+            _check_slope(slope, x)
+            self.unchecked = False
+        return slope
+
+
+def step(
+    method: str, f: Velocity, t: float, h: float, x: Tensors, slope: Tensors | None = None
+) -> Tensors:
+    """The state one step of size h after x(t), by one of METHODS; `slope` is f(t, x), if known."""
+    if method == "verlet":
+        return _verlet(f, t, h, x)
+    return _runge_kutta(TABLEAUS[method], f, t, h, x, slope)
+
+
+def hermite(
+    h: float, x: Tensors, end: Tensors, slope: Tensors, end_slope: Tensors, s: float
+) -> Tensors:
+    """The cubic with the values and slopes of both ends of a step, at t + s h (error O(h⁴)).
+
+    Reference: hairer1993solving, chapter II.6.
+    """
+    value0, value1 = (1 + 2 * s) * (1 - s) ** 2, s * s * (3 - 2 * s)
+    slope0, slope1 = h * s * (1 - s) ** 2, h * s * s * (s - 1)
+    return tuple(
+        value0 * a + value1 * b + slope0 * ka + slope1 * kb
+        for a, b, ka, kb in zip(x, end, slope, end_slope, strict=True)
+    )
+
+
+def _advance(x: Tensors, h: float, weights: Sequence[float], slopes: Sequence[Tensors]) -> Tensors:
+    """The sum x + h Σᵢ wᵢ kᵢ, one fused multiply-add a term."""
+    for w, slope in zip(weights, slopes, strict=True):
+        if w:
+            x = tuple(torch.add(a, k, alpha=h * w) for a, k in zip(x, slope, strict=True))
+    return x
+
+
+def _runge_kutta(
+    tableau: Tableau, f: Velocity, t: float, h: float, x: Tensors, slope: Tensors | None
+) -> Tensors:
+    slopes = [] if slope is None else [slope]
+    for c, row in list(zip(tableau.c, tableau.a, strict=True))[len(slopes) :]:
+        slopes.append(f(t + c * h, _advance(x, h, row, slopes)))
+    return _advance(x, h, tableau.b, slopes)
+
+
+def _verlet(f: Velocity, t: float, h: float, x: Tensors) -> Tensors:
+    """Kick, drift, kick: symplectic, symmetric and of order two."""
+    q, p = x
+    p = torch.add(p, f(t, (q, p))[1], alpha=h / 2)
+    q = torch.add(q, f(t + h / 2, (q, p))[0], alpha=h)
+    return q, torch.add(p, f(t + h, (q, p))[1], alpha=h / 2)
+
+
+def _check_slope(slope: Tensors, x: Tensors) -> None:
+    """Refuse what broadcasting would accept: (batch, 1) for (batch,) becomes (batch, batch)."""
+    wanted = [(tuple(part.shape), part.dtype, part.device) for part in x]
+    came = [(tuple(part.shape), part.dtype, part.device) for part in slope]
+    if came != wanted:
+        kind = TypeError if [c[1] for c in came] != [w[1] for w in wanted] else ValueError
+        raise kind(f"f(t, x) must be like x in shape, dtype and device: {wanted}, but it is {came}")

@@ -1,0 +1,53 @@
+"""Generative models: normalizing flows, OT-Flow, conditional transport and diffusion.
+
+Read `flows` first: a `Flow` turns any velocity into densities and samples. `optimal_transport` has
+the objectives of OT-Flow and mean-field games, `convex_maps` the gradients of convex functions,
+`maps` what all transport maps share. `diffusion` and `fields` serve score-based models, in ℝᵈ and
+in function space.
+"""
+
+from .convex_maps import ConvexMap
+from .diffusion import (
+    Denoiser,
+    ProbabilityFlow,
+    Schedule,
+    Score,
+    denoising,
+    perturb,
+    reverse_sde,
+    sample_sde,
+)
+from .fields import Laplacian, Matern, PixelNoise, SpectralNoise, Sum, WhiteNoise, resample
+from .flows import Flow, flow_matching
+from .maps import BoxScaling, Sample, Standardization, TransportMap
+from .optimal_transport import MeanFieldCost, MeanFieldGame, mean_field, ot_flow, transport
+
+__all__ = [
+    "BoxScaling",
+    "ConvexMap",
+    "Denoiser",
+    "Flow",
+    "Laplacian",
+    "Matern",
+    "MeanFieldCost",
+    "MeanFieldGame",
+    "PixelNoise",
+    "ProbabilityFlow",
+    "Sample",
+    "Schedule",
+    "Score",
+    "SpectralNoise",
+    "Standardization",
+    "Sum",
+    "TransportMap",
+    "WhiteNoise",
+    "denoising",
+    "flow_matching",
+    "mean_field",
+    "ot_flow",
+    "perturb",
+    "resample",
+    "reverse_sde",
+    "sample_sde",
+    "transport",
+]

@@ -1,0 +1,294 @@
+"""Gaussian random fields on the torus [0, 1)², whatever the grid that they are looked at on."""
+
+import abc
+import dataclasses
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Field = Float[Tensor, "batch n n"]
+
+
+# typing.Self says the same, but cannot be checked at run time
+Kind = TypeVar("Kind", bound="Covariance")
+
+
+class Covariance(abc.ABC):
+    """The covariance operator Q of a stationary field η = Σₖ √λₖ ξₖ e^{2πi k·x}, E|ξₖ|² = 1.
+
+    A field is an array (batch, n, n) of its values at x = (i, j)/n: its amplitude does not change
+    with the grid, and the mean of squares over the pixels is its squared norm in L². On a grid a
+    field keeps the wave numbers |k₁|, |k₂| ≤ n/2. All subclasses are frozen dataclasses with a
+    factor `level` of Q.
+    """
+
+    level: float
+
+    def __post_init__(self):
+        parameters = [getattr(self, field.name) for field in dataclasses.fields(self)]  # pyright: ignore[reportArgumentType]
+        if any(isinstance(value, float | int) and value < 0 for value in parameters):
+            raise ValueError(f"parameters of a covariance must not be negative: {self}")
+
+    @abc.abstractmethod
+    def spectrum(self, n: int) -> Float[Tensor, "{n} {n}"]:
+        """The eigenvalues λₖ in double precision, k ordered as by `torch.fft.fft2`."""
+
+    def trace(self, n: int) -> float:
+        """The value E‖η‖² = Σₖ λₖ over the wave numbers of the grid: the variance of a pixel."""
+        return float(self.spectrum(n).sum())
+
+    def normalized(self: Kind, n: int) -> Kind:
+        """The same law times a factor, so that a pixel of the n × n grid has variance 1."""
+        return dataclasses.replace(self, level=self.level / self.trace(n))  # pyright: ignore[reportArgumentType]
+
+    def sample(
+        self, count: int, n: int, generator: torch.Generator, *, dtype: torch.dtype | None = None
+    ) -> Float[Tensor, "{count} {n} {n}"]:
+        """Draw fields n F⁻¹ √λ F z from white noise z, on the generator's device."""
+        shape, device = (count, n, n), generator.device
+        z = torch.randn(shape, generator=generator, device=device, dtype=dtype)
+        return n * self.apply_sqrt(z)
+
+    def apply_sqrt(self, u: Field) -> Field:
+        """The fields Q^½ u."""
+        return _multiplied(u, self.spectrum(u.shape[-1]).sqrt())
+
+    def apply(self, u: Field) -> Field:
+        """The fields Q u."""
+        return _multiplied(u, self.spectrum(u.shape[-1]))
+
+    def log_prob(self, u: Field) -> Float[Tensor, " batch"]:
+        """The logarithm of the density of N(0, Q) with respect to the n² pixels.
+
+        It has no limit for n → ∞, but differences between fields of one grid mean something.
+
+        Raises:
+            ValueError: Q has no inverse on this grid, because an eigenvalue is zero.
+        """
+        n = u.shape[-1]
+        variance = n**2 * self.spectrum(n).to(u.device)  # of the orthonormal Fourier coefficients
+        if not (variance > 0).all():
+            raise ValueError(
+                f"N(0, Q) has no density: {int((variance == 0).sum())} of {n * n} wave numbers have"
+                " no variance; add a covariance that has (see Sum)"
+            )
+        power = torch.fft.fft2(u, norm="ortho").abs() ** 2
+        quadratic = (power / variance).sum((1, 2))
+        return (-0.5 * (quadratic + (2 * math.pi * variance).log().sum())).to(u.dtype)
+
+    def check(self, u: Field) -> Field:
+        """The same fields, which vary only where the noise does.
+
+        Raises:
+            ValueError: the fields are not finite or not square, or more than 10⁻⁸ of their power
+                lies at wave numbers where Q has no variance: noise never forgets them, and no
+                sample that starts from noise can have them.
+        """
+        checked_fields(u)
+        n = u.shape[-1]
+        power = (torch.fft.fft2(u.detach().double()).abs() ** 2).mean(0)
+        bare = self.spectrum(n).to(u.device) == 0
+        share = float(power[bare].sum() / power.sum().clamp(min=1e-300))
+        if share > 1e-8:
+            mean = " (the mean of the field among them)" if bool(bare[0, 0]) else ""
+            raise ValueError(
+                f"the noise has no variance at {int(bare.sum())} of {n * n} wave numbers{mean}, but"
+                f" the data have {100 * share:.3g} % of their power there: raise modes or mean, or"
+                " add another covariance (see Sum)"
+            )
+        return u
+
+
+@dataclass(frozen=True)
+class PixelNoise(Covariance):
+    """Independent pixels of variance `level` on every grid: λₖ = level/n².
+
+    This is no covariance in L²: as the grid is refined, each wave number fades away.
+    """
+
+    level: float = 1.0
+
+    def spectrum(self, n: int) -> Float[Tensor, "{n} {n}"]:
+        """The eigenvalues level/n²."""
+        return torch.full((n, n), self.level / n**2, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class WhiteNoise(Covariance):
+    """The operator Q = level·I, which is not trace class: the variance of a pixel is level·n²."""
+
+    level: float = 1.0
+
+    def spectrum(self, n: int) -> Float[Tensor, "{n} {n}"]:
+        """The eigenvalues `level`."""
+        return torch.full((n, n), self.level, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Laplacian(Covariance):
+    """The operator Q ∝ (−Δ)⁻ˢ, λₖ = level·|k|⁻²ˢ, with λ₀ = level·mean; trace class where s > 1.
+
+    With `mean` = 0, as published, no sample has a mean.
+
+    Reference: hagemann2023multilevel.
+    """
+
+    s: float
+    mean: float = 1.0
+    level: float = 1.0
+
+    def spectrum(self, n: int) -> Float[Tensor, "{n} {n}"]:
+        """The eigenvalues level·|k|⁻²ˢ."""
+        squared = squared_wave_numbers(n)
+        squared[0, 0] = 1.0
+        decay = squared**-self.s
+        decay[0, 0] = self.mean
+        return self.level * decay * _multiplicity(n)
+
+
+@dataclass(frozen=True)
+class Matern(Covariance):
+    """The operator Q ∝ (κ² − Δ/4π²)⁻ˢ, λₖ = level·(κ² + |k|²)⁻ˢ; trace class where s > 1.
+
+    Its fields are correlated over lengths of about 1/κ. Also named after Bessel.
+
+    Reference: hagemann2023multilevel.
+    """
+
+    s: float
+    kappa: float
+    level: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.kappa == 0:
+            raise ValueError("kappa must be positive; κ = 0 is Laplacian(s)")
+
+    def spectrum(self, n: int) -> Float[Tensor, "{n} {n}"]:
+        """The eigenvalues level·(κ² + |k|²)⁻ˢ."""
+        decay = (self.kappa**2 + squared_wave_numbers(n)) ** -self.s
+        return self.level * decay * _multiplicity(n)
+
+
+@dataclass(frozen=True)
+class SpectralNoise(Covariance):
+    """White noise through a spectral convolution with random weights: λₖ = level·|Rₖ|².
+
+    |Rₖ|² is the mean of those of k and −k, as a real field wants, and of the published choice
+    Rₖ = 0.2 + 0.8 U + 0.8 i V for |k₁|, |k₂| ≤ `modes`, with U, V uniform in [0, 1] and drawn once
+    by `seed`; no variance beyond. The phases of Rₖ do not matter: those of the noise are uniform.
+
+    Reference: hagemann2023multilevel.
+    """
+
+    modes: int
+    seed: int = 0
+    level: float = 1.0
+
+    def spectrum(self, n: int) -> Float[Tensor, "{n} {n}"]:
+        """The eigenvalues level·½(|Rₖ|² + |R₋ₖ|²).
+
+        Raises:
+            ValueError: n < 2·modes.
+        """
+        m = self.modes
+        if n < 2 * m:
+            raise ValueError(f"a grid of n = {n} is too small for {m} modes: take n ≥ {2 * m}")
+        generator = torch.Generator().manual_seed(self.seed)
+        U, V = torch.rand(2, 2 * m + 1, 2 * m + 1, generator=generator, dtype=torch.float64)
+        weights = (0.2 + 0.8 * U) ** 2 + (0.8 * V) ** 2
+        weights = (weights + weights.flip(0, 1)) / 2  # a real field has λ₋ₖ = λₖ
+        k = torch.arange(-m, m + 1) % n
+        full = torch.zeros(n, n, dtype=torch.float64)
+        # where n = 2·modes the wave numbers ±n/2 are one and the same
+        full.index_put_((k[:, None], k[None, :]), weights, accumulate=True)
+        return self.level * full
+
+
+@dataclass(frozen=True)
+class Sum(Covariance):
+    """The covariance level·Σ Qᵢ of the sum of independent fields."""
+
+    parts: tuple[Covariance, ...]
+    level: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.parts:
+            raise ValueError("parts must have at least one covariance")
+
+    def spectrum(self, n: int) -> Float[Tensor, "{n} {n}"]:
+        """The eigenvalues level·Σ λₖ."""
+        return self.level * torch.stack([part.spectrum(n) for part in self.parts]).sum(0)
+
+
+def squared_wave_numbers(n: int) -> Float[Tensor, "{n} {n}"]:
+    """The values |k|² = k₁² + k₂² in the order of `torch.fft.fft2`."""
+    k = torch.fft.fftfreq(n, 1 / n, dtype=torch.float64)
+    return k[:, None] ** 2 + k**2
+
+
+def resample(u: Field, n: int) -> Float[Tensor, "batch {n} {n}"]:
+    """The fields on an n × n grid, by trigonometric interpolation, or by dropping wave numbers.
+
+    Amplitudes stay what they are; there and back again is the identity when the grid between was
+    finer. Of a wave number n/2, which an even grid cannot tell from −n/2, half goes to each.
+
+    Raises:
+        ValueError: the fields are not square or not finite, or n < 2.
+    """
+    checked_fields(u)
+    if n < 2:
+        raise ValueError(f"a field needs a grid of at least 2 × 2 pixels, got n = {n}")
+    old = u.shape[-1]
+    if n == old:
+        return u
+    P = torch.as_tensor(_interpolation(old, n)).to(u)
+    return P @ u @ P.T
+
+
+@cache  # an array: a tensor would remember inside of which transformation it was made
+def _interpolation(old: int, n: int) -> np.ndarray:
+    """The matrix of trigonometric interpolation along one axis: rows are the new points."""
+    m = min(old, n)
+    k = np.arange(-(m // 2), m // 2 + 1)
+    weight = np.ones(len(k))
+    if m % 2 == 0 and old < n:
+        weight[0] = weight[-1] = 0.5  # the two share what the coarse grid has as one
+    apart = np.arange(n)[:, None, None] / n - np.arange(old)[:, None] / old
+    return (weight * np.cos(2 * math.pi * k * apart)).sum(-1) / old
+
+
+def checked_fields(u: Tensor) -> Tensor:
+    """The same fields.
+
+    Raises:
+        ValueError: u is not (batch, n, n) with n ≥ 2, or has entries that are not finite.
+    """
+    if u.dim() != 3 or u.shape[1] != u.shape[2] or u.shape[1] < 2:
+        raise ValueError(f"fields must be square, (batch, n, n) with n ≥ 2, got {tuple(u.shape)}")
+    bad = int((~u.isfinite().flatten(1).all(1)).sum())
+    if bad:
+        raise ValueError(f"{bad} of {len(u)} fields have NaN or infinite pixels: drop them")
+    return u
+
+
+def _multiplied(u: Field, factor: Tensor) -> Field:
+    """The fields F⁻¹ (factor · F u)."""
+    n = u.shape[-1]
+    half = factor[:, : n // 2 + 1].to(u)  # of the wave numbers, which is what rfft2 keeps
+    return torch.fft.irfft2(half * torch.fft.rfft2(u), s=(n, n))
+
+
+def _multiplicity(n: int) -> Tensor:
+    """In how many ways ±k is a wave number of the field: twice for ±n/2 on an even grid."""
+    twice = torch.ones(n, dtype=torch.float64)
+    if n % 2 == 0:
+        twice[n // 2] = 2.0
+    return twice[:, None] * twice

@@ -1,0 +1,154 @@
+"""Continuous normalizing flows: densities and samples from a velocity, whoever computes it."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..dynamics.calculus import Transformed, divergence, hutchinson, standard_normal_log_prob
+from ..dynamics.integration import integrate
+from ..dynamics.stepping import Statistics, Velocity
+from ..potentials.potential import Potential
+from .maps import Sample, TransportMap
+
+
+class Flow(TransportMap):
+    """The map from data x to z = x(1), where ẋ = v(t, x) starts at the standardized x.
+
+    The reference is N(0, I). With ℓ̇ = ∇·v, ℓ(0) = 0, the density of the data is
+
+        log p(x) = log N(z; 0, I) + ℓ(1) − Σ log std.
+
+    Args of the constructor: the `velocity`, a `Potential` Φ, whose v = −∇Φ and ∇·v = −ΔΦ come in
+    closed form, or a network v(t, x), or v(t, x, y) with a context, whose ∇·v costs d
+    vector–Jacobian products; the dimensions `d` of x and `context_dim` of y; `solver`, the
+    arguments of `integrate`, such as {"steps": 8} or {"tol": 1e-5} (the divergence of a network
+    does not go with backprop="recompute", that of a potential does). Without `standardize`, mean 0
+    and deviation 1 stand in for those of the data; with a `box`, `BoxScaling` comes first.
+
+    Reference: chen2018neural, section 4; grathwohl2019ffjord.
+    """
+
+    def __init__(
+        self,
+        velocity: nn.Module,
+        d: int,
+        *,
+        solver: dict[str, Any],
+        context_dim: int = 0,
+        box: tuple[Sequence[float], Sequence[float]] | None = None,
+        standardize: bool = True,
+    ):
+        super().__init__(d, context_dim=context_dim, box=box, standardize=standardize)
+        self.velocity, self.solver = velocity, solver
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch d"],
+        *,
+        save_at: Sequence[float] | Tensor | None = None,
+        statistics: Statistics | None = None,
+    ) -> Float[Tensor, "*times batch d"]:
+        """The reference points z = x(1), or the standardized x(t) at the times `save_at`."""
+        return self._solve(self._field(len(x)), self.data(x), 0, 1, save_at, statistics)
+
+    def inverse(
+        self,
+        z: Float[Tensor, "batch d"],
+        *,
+        save_at: Sequence[float] | Tensor | None = None,
+        statistics: Statistics | None = None,
+    ) -> Float[Tensor, "*times batch d"]:
+        """The data of reference points, or the standardized x(t) at falling times `save_at`."""
+        x = self._solve(self._field(len(z)), self.data.checked(z), 1, 0, save_at, statistics)
+        return x if save_at is not None else self.data.inverse(x)
+
+    def transform(
+        self,
+        x: Float[Tensor, "batch d"],
+        *,
+        eps: Float[Tensor, "batch d"] | None = None,
+        statistics: Statistics | None = None,
+    ) -> Transformed:
+        """The reference points z, and log |det ∂z/∂x|, both in one solve.
+
+        Args:
+            eps: Hutchinson's noise, with which an estimate εᵀ(∂v/∂x)ε stands in for ∇·v. It stays
+                the same for the whole solve: noise that changes with t is no function that a solver
+                could follow. A potential needs none.
+        """
+        scaled = self.data.transform(x)
+        state = Transformed(scaled.z, x.new_zeros(len(x)))
+        end = self._solve(self._rates(len(x), eps), state, 0, 1, None, statistics)
+        return Transformed(end.z, end.log_det + scaled.log_det)
+
+    def sample_with_log_prob(self, n: int, generator: torch.Generator) -> Sample:
+        """The images of n reference points and log p there, both in one solve."""
+        z = self.reference(n, generator)
+        state = Transformed(z, z.new_zeros(n))
+        start = self._solve(self._rates(n, None), state, 1, 0, None, None)
+        log_prob = standard_normal_log_prob(z) - start.log_det + self.data.log_det(start.z)
+        return Sample(self.data.inverse(start.z), log_prob)
+
+    def _solve(self, f, state, t0, t1, save_at, statistics):
+        how = {"save_at": save_at, "statistics": statistics, **self.solver}
+        return integrate(f, state, t0, t1, parameters=list(self.velocity.parameters()), **how)
+
+    def _bound(self, n: int) -> Any:
+        """The potential or network, with the context bound to n samples."""
+        y = self.context_of(n)
+        if y is None:
+            return self.velocity
+        if isinstance(self.velocity, Potential):
+            return self.velocity.given(y)
+        return lambda t, x: self.velocity(t, x, y)
+
+    def _field(self, n: int) -> Velocity:
+        v = self._bound(n)
+        return (lambda t, x: -v.gradient(t, x).dx) if isinstance(v, Potential) else v
+
+    def _rates(self, n: int, eps: Tensor | None) -> Callable[[Any, Transformed], Transformed]:
+        """The velocity of (x, ℓ)."""
+        v = self._bound(n)
+        if isinstance(v, Potential):
+
+            def rates(t: Any, s: Transformed) -> Transformed:
+                phi = v.derivatives(t, s.z)
+                return Transformed(-phi.dx, -phi.laplacian)
+
+        elif self.solver.get("backprop") == "recompute" and torch.is_grad_enabled():
+            raise ValueError(
+                'torch.func cannot take a divergence inside of a checkpoint: backprop="through" or'
+                ' "adjoint" can, and so can a Potential with "recompute"'
+            )
+        elif eps is None:
+
+            def rates(t: Any, s: Transformed) -> Transformed:
+                return Transformed(*divergence(partial(v, t), s.z))
+
+        else:
+
+            def rates(t: Any, s: Transformed) -> Transformed:
+                return Transformed(*hutchinson(partial(v, t), s.z, eps))
+
+        return rates
+
+
+def flow_matching(
+    velocity: Velocity,
+    x: Float[Tensor, "batch d"],
+    z: Float[Tensor, "batch d"],
+    t: Float[Tensor, " batch"],
+) -> Float[Tensor, ""]:
+    """The mean of ‖v(t, x_t) − (z − x)‖² with x_t = (1 − t)x + t z, for independent x and z.
+
+    Its minimiser has the marginals of x_t: a flow from data to reference without any solve. v must
+    take one time a sample.
+
+    Reference: lipman2023flow.
+    """
+    mixed = (1 - t)[:, None] * x + t[:, None] * z
+    return (velocity(t, mixed) - (z - x)).square().sum(-1).mean()

@@ -1,0 +1,38 @@
+"""Features of time and place for networks."""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def time_features(t: Float[Tensor, " batch"], count: int) -> Float[Tensor, "batch {count}"]:
+    """The features sin(ωⱼt) and cos(ωⱼt) for `count`/2 frequencies ω from 1 to 1000.
+
+    They are in a geometric progression.
+
+    Raises:
+        ValueError: count is odd or below 4.
+
+    Reference: ho2020denoising, appendix B.
+    """
+    if count < 4 or count % 2:
+        raise ValueError(f"count must be even and at least 4, got {count}")
+    share = torch.linspace(0, 1, count // 2, dtype=t.dtype, device=t.device)
+    phase = t[:, None] * torch.exp(math.log(1000) * share)
+    return torch.cat([phase.sin(), phase.cos()], 1)
+
+
+def torus_features(u: Float[Tensor, "batch n n"]) -> Float[Tensor, "4 n n"]:
+    """The features sin 2πx, cos 2πx, sin 2πy, cos 2πy at the pixels of a field: two circles."""
+    n = u.shape[-1]
+    x = 2 * math.pi * torch.arange(n, dtype=u.dtype, device=u.device) / n
+    circle = torch.stack([x.sin(), x.cos()])
+    return torch.cat([circle[:, :, None].expand(2, n, n), circle[:, None].expand(2, n, n)])
+
+
+def times_like(t: Any, x: Tensor) -> Float[Tensor, " batch"]:
+    """The time t as one value a sample, from a number, a 0-dim tensor or a tensor (batch,)."""
+    return torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(x.shape[0])

@@ -1,0 +1,103 @@
+"""Multilayer perceptrons as velocities."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .embeddings import times_like
+
+
+class MLP(nn.Module):
+    """The velocity v(t, x) = W_L a(⋯ a(W₁(x, t) + b₁) ⋯) + b_L, with time as one more input.
+
+    Args of the constructor: the dimension `d` of x, `width` and number `hidden` of the hidden
+    layers, the `activation` a; without `time` the velocity does not depend on t, and with
+    `context_dim` v(t, x, y) has y as further inputs. Weights and biases are uniform in ±1/√(number
+    of inputs), drawn by `generator`.
+    """
+
+    def __init__(
+        self,
+        d: int,
+        *,
+        width: int,
+        hidden: int = 2,
+        activation: Callable[[Tensor], Tensor] = torch.tanh,
+        time: bool = True,
+        context_dim: int = 0,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        self.activation, self.time = activation, time
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        sizes = [d + time + context_dim, *[width] * hidden, d]
+        for n, m in pairwise(sizes):
+            for parameters, shape in ((self.weights, (m, n)), (self.biases, (m,))):
+                parameters.append(uniform(shape, n, generator))
+
+    def forward(
+        self,
+        t: Any,
+        x: Float[Tensor, "batch d"],
+        y: Float[Tensor, "batch context"] | None = None,
+    ) -> Float[Tensor, "batch d"]:
+        """The velocity at time t, a number, or a tensor of one time or of one a sample."""
+        time = [times_like(t, x)[:, None]] if self.time else []
+        x = torch.cat([x, *time, *([] if y is None else [y])], 1)
+        for i, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.addmm(b, self.activation(x) if i else x, W.T)
+        return x
+
+
+class ConcatSquash(nn.Module):
+    """The velocity of layers (Wx + b) · sigmoid(at + c) + et, with an activation between them.
+
+    Args of the constructor: as for `MLP`. The product and sum are componentwise, so that time can
+    switch each unit on and off.
+
+    Reference: grathwohl2019ffjord.
+    """
+
+    def __init__(
+        self,
+        d: int,
+        *,
+        width: int,
+        hidden: int = 2,
+        activation: Callable[[Tensor], Tensor] = torch.tanh,
+        context_dim: int = 0,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        self.activation = activation
+        self.W, self.b, self.a, self.c, self.e = (nn.ParameterList() for _ in range(5))
+        for n, m in pairwise([d + context_dim, *[width] * hidden, d]):
+            self.W.append(uniform((m, n), n, generator))
+            self.b.append(uniform((m,), n, generator))
+            for row in (self.a, self.c, self.e):  # they see the time alone
+                row.append(uniform((m,), 1, generator))
+
+    def forward(
+        self,
+        t: Any,
+        x: Float[Tensor, "batch d"],
+        y: Float[Tensor, "batch context"] | None = None,
+    ) -> Float[Tensor, "batch d"]:
+        """The velocity at time t, a number, or a tensor of one time or of one a sample."""
+        t = times_like(t, x)[:, None]
+        x = x if y is None else torch.cat([x, y], 1)
+        rows = zip(self.W, self.b, self.a, self.c, self.e, strict=True)
+        for i, (W, b, a, c, e) in enumerate(rows):
+            x = torch.addmm(b, self.activation(x) if i else x, W.T)
+            x = torch.addcmul(e * t, x, torch.sigmoid(torch.addcmul(c, a, t)))
+        return x
+
+
+def uniform(shape: tuple[int, ...], inputs: int, generator: torch.Generator | None) -> Tensor:
+    """A parameter drawn uniformly from ±1/√inputs."""
+    return (2 * torch.rand(shape, generator=generator) - 1) * (1 / math.sqrt(inputs))

@@ -1,0 +1,294 @@
+"""Networks whose layers are the steps of a differential equation."""
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .architectures import EULER, PLAIN, RESNET, Architecture, State
+
+NO_INVERSE = (
+    "to go backward, layers must have an inverse: choose a Hamiltonian, leapfrog or midpoint"
+    " architecture"
+)
+
+
+class ResNet(nn.Module):
+    """The network F(y) = K_out u_N + b_out whose features start as u₀ = K_in y.
+
+    Its layers uₖ ↦ uₖ₊₁ are those of an `architecture`; by default they are forward Euler steps of
+    size h = horizon/layers for ∂ₜu = tanh(K(t)u + b(t)). At first, K_in embeds the input (ones on
+    the diagonal, zeros elsewhere), and every layer has the same weights, drawn from N(0, scale²):
+    K and b are constant in time whatever the number of layers. The layers uₖ₊₁ = tanh(Kₖuₖ + bₖ) of
+    `architectures.PLAIN` start with weights of their own, drawn from N(0, (5/3)²/width), the usual
+    choice for tanh.
+
+    Args of the constructor: numbers of `inputs`, `outputs`, features (`width`) and `layers`, the
+    final time `horizon`, the `scale` of the initial weights; `generator` draws them. With `reverse`
+    the backward pass computes the features anew by inverting the layers, instead of storing them.
+
+    Raises:
+        ValueError: a size is too small, odd where it must be even, or `reverse` is asked of an
+            architecture that has no inverse.
+
+    Reference: he2016resnet, section 3; haber2017stable; chang2018reversible.
+    """
+
+    K: nn.Parameter
+    b: nn.Parameter
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        width: int,
+        layers: int,
+        architecture: Architecture = RESNET,
+        horizon: float = 1.0,
+        scale: float = 0.1,
+        reverse: bool = False,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        if min(inputs, outputs, width, layers) < 1:
+            raise ValueError(f"{inputs=}, {outputs=}, {width=} and {layers=} must be at least 1")
+        if reverse and architecture.scheme.inverse is None:
+            raise ValueError(NO_INVERSE)
+        self.architecture, self.reverse = architecture, reverse
+        self.horizon, self.h = horizon, horizon / layers
+        plain = architecture is PLAIN
+
+        def normal(std: float, *shape: int) -> Tensor:
+            return std * torch.randn(shape, generator=generator)
+
+        self.K_in = nn.Parameter(torch.eye(width, inputs))
+        shapes = architecture.shapes(width)
+        K = normal(
+            5 / 3 / math.sqrt(width) if plain else scale, layers if plain else 1, *shapes["K"]
+        )
+        self.K = nn.Parameter(K if plain else K.repeat(layers, *[1] * len(shapes["K"])))
+        for name in list(shapes)[1:]:
+            self.register_parameter(name, nn.Parameter(torch.zeros(layers, *shapes[name])))
+        self.K_out = nn.Parameter(normal(0.1, outputs, width))
+        self.b_out = nn.Parameter(torch.zeros(outputs))
+
+    @property
+    def layers(self) -> int:
+        """The number N of layers."""
+        return len(self.K)
+
+    @property
+    def theta(self) -> tuple[Tensor, ...]:
+        """The weights of all layers: K, b, and what else the architecture has."""
+        return tuple(getattr(self, name) for name in self.architecture.shapes(len(self.K_in)))
+
+    def forward(self, y: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:
+        """The logits K_out u_N + b_out."""
+        return self.features(y) @ self.K_out.T + self.b_out
+
+    def features(self, y: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch width"]:
+        """The propagated features u_N."""
+        f, scheme = self.architecture.field, self.architecture.scheme
+        if scheme is EULER and f.matrix is not None:
+            return propagate(y @ self.K_in.T, f.matrix(self.K), self.b, self.h)
+        if self.reverse:
+            state = _Reversible.apply(self.architecture, self.h, *self.start(y), *self.theta)
+        else:
+            for state in self.states(y):  # noqa: B007
+                pass
+        return scheme.end(state)
+
+    def path(self, y: Float[Tensor, "batch inputs"]) -> Float[Tensor, "nodes batch width"]:
+        """The features u₀, …, u_N of all layers, stacked."""
+        return torch.stack([self.architecture.scheme.end(state) for state in self.states(y)])
+
+    def start(self, y: Float[Tensor, "batch inputs"]) -> State:
+        """The state that the architecture makes of K_in y."""
+        first = tuple(w[0] for w in self.theta)
+        return self.architecture.scheme.start(
+            self.architecture.field, y @ self.K_in.T, self.h, first
+        )
+
+    def states(self, y: Float[Tensor, "batch inputs"]) -> Iterator[State]:
+        """The states of all layers, from the first on, one by one."""
+        f, step, state = self.architecture.field, self.architecture.scheme.step, self.start(y)
+        yield state
+        for theta in zip(*(w.unbind() for w in self.theta), strict=True):
+            state = step(f, state, self.h, theta)
+            yield state
+
+    def reversed_states(self, state: State) -> Iterator[State]:
+        """The states of all layers, from the last back to the first, by inverting the layers."""
+        f, inverse = self.architecture.field, self.architecture.scheme.inverse
+        if inverse is None:
+            raise ValueError(NO_INVERSE)
+        yield state
+        for theta in zip(*(w.unbind()[::-1] for w in self.theta), strict=True):
+            state = inverse(f, state, self.h, theta)
+            yield state
+
+    def velocity(self, t: Any, u: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+        """The velocity ∂ₜu with weights piecewise constant in time, e.g. tanh(K(t)u + b(t))."""
+        # Nodes tₖ = k h carry round-off; a millionth of a layer puts each into its own layer.
+        k = min(int(float(t) / self.h + 1e-6), self.layers - 1)
+        return self.architecture.field(u, self.K[k], self.b[k])
+
+    def refined(self, layers: int) -> "ResNet":
+        """The network with the same control on a finer grid of N, 2N, 4N, … `layers`.
+
+        Raises:
+            ValueError: `layers` is no such number.
+        """
+        doublings = math.log2(layers / self.layers) if layers >= 1 else -1.0
+        if doublings < 0 or not doublings.is_integer():
+            raise ValueError(
+                f"layers={layers} must be the coarse {self.layers} times a power of two: take"
+                f" {self.layers * 2 ** max(1, round(doublings))}"
+            )
+        finer = copy.deepcopy(self)
+        finer.h = self.horizon / layers
+        for name in self.architecture.shapes(len(self.K_in)):
+            theta = prolongate(getattr(self, name).detach(), layers)
+            setattr(finer, name, nn.Parameter(theta))
+        return finer
+
+
+def time_smoothness(theta: Float[Tensor, "layers ..."], h: float) -> Float[Tensor, ""]:
+    """The value 1/(2h) Σₖ ‖θₖ₊₁ − θₖ‖², which tends to ½∫‖∂ₜθ‖² dt as the layers are refined.
+
+    Reference: haber2017stable.
+    """
+    return theta.diff(dim=0).square().sum() / (2 * h)
+
+
+def tikhonov(*parameters: Tensor) -> Float[Tensor, ""]:
+    """The value ½ Σ ‖θ‖² over all given parameters."""
+    return 0.5 * torch.stack([theta.square().sum() for theta in parameters]).sum()
+
+
+def prolongate(theta: Float[Tensor, "layers ..."], layers: int) -> Float[Tensor, "finer ..."]:
+    """The control θ(t) on a grid of `layers` layers, interpolated linearly between the nodes kh.
+
+    Beyond its last node a control is constant. What is linear in t stays as it is up to there.
+
+    Reference: haber2017stable.
+    """
+    t = torch.arange(layers, dtype=theta.dtype, device=theta.device) * len(theta) / layers
+    k = t.long()
+    s = (t - k).reshape(-1, *[1] * (theta.dim() - 1))
+    return (1 - s) * theta[k] + s * theta[(k + 1).clamp(max=len(theta) - 1)]
+
+
+class Control(nn.Module):
+    """The control θ (layers, …) as θ = L⁻ᵀφ, where LLᵀ = hI + λ DᵀD/h and D takes differences.
+
+    In φ, the penalty h/2 Σ‖θₖ‖² + λ/(2h) Σ‖θₖ₊₁ − θₖ‖² is ½‖φ‖², so that an optimizer need not
+    learn on every grid anew how rough and smooth controls differ.
+
+    Args of the constructor: the `start` θ, the step size h, and λ ≥ 0 (`smoothness`).
+    """
+
+    upper: Tensor
+
+    def __init__(self, start: Float[Tensor, "layers ..."], h: float, smoothness: float = 1.0):
+        super().__init__()
+        eye = torch.eye(len(start), dtype=start.dtype, device=start.device)
+        D = eye.diff(dim=0)
+        upper = torch.linalg.cholesky(h * eye + smoothness / h * D.T @ D).mT
+        self.register_buffer("upper", upper, persistent=False)
+        self.h, self.shape = h, start.shape
+        self.phi = nn.Parameter(upper @ start.reshape(len(start), -1))
+
+    def forward(self) -> Float[Tensor, "layers ..."]:
+        """The control θ."""
+        return torch.linalg.solve_triangular(self.upper, self.phi, upper=True).view(self.shape)
+
+
+def propagate(
+    u: Float[Tensor, "batch width"],
+    K: Float[Tensor, "layers width width"],
+    b: Float[Tensor, "layers width"],
+    h: float,
+) -> Float[Tensor, "batch width"]:
+    """The features u_N of uₖ₊₁ = uₖ + h tanh(Kₖuₖ + bₖ), with the adjoint written out by hand.
+
+    Backward, pₖ = pₖ₊₁ + Kₖᵀqₖ with qₖ = h (1 − tanh²) pₖ₊₁ runs through the layers, and
+    ∂L/∂Kₖ = qₖuₖᵀ follows for all layers in one batched product. No second derivatives: use
+    `ResNet.path` for those.
+
+    Reference: haber2017stable.
+    """
+    return _Propagate.apply(u, K, b, h)
+
+
+class _Propagate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, u, K, b, h):
+        # Features as columns: K @ u is one product without transposes, and the buffers of all
+        # layers are allocated once.
+        layers, width = b.shape
+        states = u.new_empty(layers + 1, width, u.shape[0])
+        slopes = u.new_empty(layers, width, u.shape[0])
+        states[0] = u.T
+        for Kk, bk, v, s, v_next in zip(
+            K.unbind(),
+            b.unsqueeze(-1).unbind(),
+            states[:-1].unbind(),
+            slopes.unbind(),
+            states[1:].unbind(),
+            strict=True,
+        ):
+            torch.addmm(bk, Kk, v, out=s).tanh_()
+            torch.add(v, s, alpha=h, out=v_next)
+        ctx.save_for_backward(K, states, slopes)
+        ctx.h = h
+        return states[-1].T.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        K, states, tanh = ctx.saved_tensors
+        q = torch.mul(tanh, tanh).neg_().add_(1).mul_(ctx.h)  # the slopes hσ′ of all layers
+        p = grad.T.contiguous()
+        for Kk, qk in zip(reversed(K.mT.unbind()), reversed(q.unbind()), strict=True):
+            qk.mul_(p)
+            p.addmm_(Kk, qk)
+        return p.T, torch.bmm(q, states[:-1].mT), q.sum(-1), None
+
+
+class _Reversible(torch.autograd.Function):
+    """All layers of an invertible architecture; only the last state is kept for the way back."""
+
+    @staticmethod
+    def forward(ctx, architecture, h, *tensors):
+        n = len(tensors) - len(architecture.shapes(2))
+        state, theta = tensors[:n], tensors[n:]
+        for layer in zip(*(w.unbind() for w in theta), strict=True):
+            state = architecture.scheme.step(architecture.field, state, h, layer)
+        ctx.save_for_backward(*state, *theta)
+        ctx.architecture, ctx.h, ctx.n = architecture, h, n
+        return state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        f, scheme, n = ctx.architecture.field, ctx.architecture.scheme, ctx.n
+        state, theta = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        gradients = tuple(torch.empty_like(w) for w in theta)
+        for k in reversed(range(len(theta[0]))):
+            layer = tuple(w[k] for w in theta)
+            state = scheme.inverse(f, state, ctx.h, layer)
+            with torch.enable_grad():
+                inputs = tuple(x.detach().requires_grad_() for x in (*state, *layer))
+                following = scheme.step(f, inputs[:n], ctx.h, inputs[n:])
+            pulled = torch.autograd.grad(following, inputs, grads)
+            grads = pulled[:n]
+            for gradient, new in zip(gradients, pulled[n:], strict=True):
+                gradient[k] = new
+        return None, None, *grads, *gradients

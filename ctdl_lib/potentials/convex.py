@@ -1,0 +1,110 @@
+"""Functions that are convex in x: partially input convex networks."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Steering(NamedTuple):
+    """The factors on the features and on x, and the shift, by which a context steers a layer."""
+
+    gate: Tensor | None
+    scale: Tensor | None
+    shift: Tensor | None
+
+
+class ConvexPotential(nn.Module):
+    """The function G(x; y) = wᵀuₖ + ½ a‖x‖², convex in x, of a partially input convex network.
+
+    A path of contexts v₀ = y, vᵢ₊₁ = ELU(Vᵢvᵢ + vᵢ°) steers a path of features
+
+        uᵢ₊₁ = softplus(Wᵢ(uᵢ ⊙ softplus(Aᵢvᵢ + aᵢ)) + Xᵢ(x ⊙ (Bᵢvᵢ + bᵢ)) + Cᵢvᵢ + cᵢ)
+
+    without the first term where i = 0. The number a is softplus of a parameter, and so are the
+    entries of w and Wᵢ, divided by the width. As they are positive, each step preserves convexity,
+    and ∇ₓG is a bijection of ℝᵈ.
+    Without a context, only Xᵢx + cᵢ stays beside the first term.
+
+    Args of the constructor: the dimensions `d` of x and `context_dim` of y; the `width` of both
+    paths, the number of `layers` ≥ 1 of features; `generator` draws the weights.
+
+    Reference: amos2017input; wang2023efficient.
+    """
+
+    def __init__(
+        self,
+        d: int,
+        *,
+        context_dim: int = 0,
+        width: int = 64,
+        layers: int = 2,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        if min(d, width, layers) < 1:
+            raise ValueError(f"{d=}, {width=} and {layers=} must be at least 1")
+
+        def linear(inputs: int, outputs: int, offset: float = 0.0) -> nn.Linear:
+            layer = nn.Linear(inputs, outputs)
+            for parameter in layer.parameters():
+                with torch.no_grad():
+                    parameter.uniform_(-1, 1, generator=generator).div_(math.sqrt(max(inputs, 1)))
+            layer.bias.data.add_(offset)
+            return layer
+
+        def raw(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(shape, generator=generator))
+
+        contexts = [context_dim, *[width] * (layers - 1)] if context_dim else []
+        self.V = nn.ModuleList(linear(n, width) for n in contexts[:-1])
+        self.C = nn.ModuleList(linear(n, width) for n in contexts)
+        self.B = nn.ModuleList(linear(n, d, offset=1.0) for n in contexts)
+        self.A = nn.ModuleList(linear(n, width) for n in contexts[1:])
+        self.X = nn.ModuleList(linear(d, width) for _ in range(layers))
+        self.W = nn.ParameterList(raw(width, width) for _ in range(layers - 1))
+        self.w, self.a = raw(width), nn.Parameter(torch.zeros(()))
+
+    def forward(
+        self, x: Float[Tensor, "batch d"], y: Float[Tensor, "batch context"] | None = None
+    ) -> Float[Tensor, " batch"]:
+        """The value G(x; y)."""
+        return self.convex(x, self.steer(y))
+
+    def steer(self, y: Float[Tensor, "batch context"] | None) -> list[Steering]:
+        """What the context does to each layer: nothing of it depends on x."""
+        if (y is None) != (not self.C):
+            raise ValueError(
+                "the potential has a context: give y"
+                if self.C
+                else "y was given, but context_dim=0: set it when constructing"
+            )
+        if y is None:
+            return [Steering(None, None, None)] * len(self.X)
+        found, v = [], y
+        for i, (B, C) in enumerate(zip(self.B, self.C, strict=True)):
+            gate = functional.softplus(self.A[i - 1](v)) if i else None
+            found.append(Steering(gate, B(v), C(v)))
+            v = functional.elu(self.V[i](v)) if i < len(self.V) else v
+        return found
+
+    def convex(
+        self, x: Float[Tensor, "batch d"], steering: list[Steering]
+    ) -> Float[Tensor, " batch"]:
+        """The value G(x; y), of what `steer` has made of y."""
+        u, width = None, len(self.w)
+        for i, (X, at) in enumerate(zip(self.X, steering, strict=True)):
+            a = X(x if at.scale is None else x * at.scale)
+            if at.shift is not None:
+                a = a + at.shift
+            if u is not None:
+                gated = u if at.gate is None else u * at.gate
+                # the mean, not the sum: positive weights would add up to the width
+                a = a + gated @ functional.softplus(self.W[i - 1]).T / width
+            u = functional.softplus(a)
+        assert u is not None
+        quadratic = 0.5 * functional.softplus(self.a) * x.square().sum(-1)
+        return u @ functional.softplus(self.w) / width + quadratic

@@ -1,0 +1,149 @@
+"""Scalar potentials Φ(t, x) that know their own derivatives."""
+
+import abc
+import copy
+import math
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import grad, jvp, vjp, vmap
+
+from ..networks.embeddings import times_like
+
+BLOCK = 1024
+
+
+Time = float | int | Tensor
+
+
+Sigma = float | Float[Tensor, ""] | Float[Tensor, "d k"]
+
+
+class Gradient(NamedTuple):
+    """Φ and its first derivatives: all that samplers and deterministic problems need."""
+
+    value: Float[Tensor, " batch"]
+    dt: Float[Tensor, " batch"]
+    dx: Float[Tensor, "batch ..."]
+
+
+class Derivatives(NamedTuple):
+    """Φ and the derivatives that the Hamilton–Jacobi–Bellman equation asks for.
+
+    `laplacian` is ΔΦ, or tr(σσᵀ∇²Φ) where a σ was given.
+    """
+
+    value: Float[Tensor, " batch"]
+    dt: Float[Tensor, " batch"]
+    dx: Float[Tensor, "batch ..."]
+    laplacian: Float[Tensor, " batch"]
+
+
+Known = TypeVar("Known", Gradient, Derivatives, Gradient | Derivatives)
+
+
+class Potential(nn.Module, abc.ABC):
+    """A scalar function Φ(t, x), or Φ(t, x; y) once a context y is bound by `given`."""
+
+    context: Tensor | None = None
+
+    @abc.abstractmethod
+    def forward(self, t: Time, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+        """The value Φ(t, x)."""
+
+    @abc.abstractmethod
+    def gradient(self, t: Time, x: Float[Tensor, "batch ..."]) -> Gradient:
+        """The value Φ, ∂ₜΦ and ∇ₓΦ at (t, x)."""
+
+    @abc.abstractmethod
+    def derivatives(
+        self, t: Time, x: Float[Tensor, "batch ..."], sigma: Sigma | None = None
+    ) -> Derivatives:
+        """The value Φ, ∂ₜΦ, ∇ₓΦ and ΔₓΦ, or tr(σσᵀ∇ₓ²Φ) for a number or matrix (d, k) σ."""
+
+    def given(self, y: Float[Tensor, "batch context"]) -> "Potential":
+        """The potential Φ(·, ·; y): the same parameters with the context bound."""
+        bound = copy.copy(self)
+        bound.context = y
+        return bound
+
+
+class AutodiffPotential(Potential):
+    """The potential Φ(t, x; y) = net(t, x) or net(t, x, y), differentiated automatically.
+
+    `net` is any network, on vectors or fields: it receives t (batch,), x (batch, …) and, once
+    bound, y (batch, …); it returns (batch,) or (batch, 1) and treats samples independently. The
+    Laplacian is exact and costs one forward-over-reverse product for each entry of x.
+    """
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, t: Time, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+        """The value Φ(t, x)."""
+        return self._value(times_like(t, x), x)
+
+    def _value(self, t: Tensor, x: Tensor) -> Tensor:
+        context = () if self.context is None else (self.context,)
+        value = self.net(t, x, *context)
+        if value.numel() != x.shape[0]:
+            raise ValueError(
+                f"net must return one value a sample, ({x.shape[0]},) or ({x.shape[0]}, 1), but"
+                f" returned {tuple(value.shape)}"
+            )
+        return value.reshape(x.shape[0])
+
+    def gradient(self, t: Time, x: Float[Tensor, "batch ..."]) -> Gradient:
+        """The value Φ, ∂ₜΦ and ∇ₓΦ by one reverse sweep."""
+        value, pullback, *_ = vjp(self._value, times_like(t, x), x)
+        return Gradient(value, *pullback(torch.ones_like(value)))
+
+    def derivatives(
+        self, t: Time, x: Float[Tensor, "batch ..."], sigma: Sigma | None = None
+    ) -> Derivatives:
+        """The value Φ, ∂ₜΦ, ∇ₓΦ and ΔₓΦ, or tr(σσᵀ∇ₓ²Φ), by second-order differentiation."""
+        times = times_like(t, x)
+        slope = grad(lambda x: self._value(times, x).sum())
+
+        def second(direction: Tensor) -> Tensor:  # directionᵀ ∇²Φ direction
+            e = direction.reshape(x.shape[1:]).expand_as(x)
+            hessian_e = jvp(slope, (x,), (e,))[1]
+            return (hessian_e * e).flatten(1).sum(-1)
+
+        trace = vmap(second)(_columns(sigma, x)).sum(0)
+        return Derivatives(*self.gradient(t, x), trace)
+
+
+def _columns(sigma: Sigma | None, x: Tensor) -> Tensor:
+    """The columns of σ as rows (k, d), with σ = I by default."""
+    d = math.prod(x.shape[1:])
+    sigma = torch.as_tensor(1.0 if sigma is None else sigma, dtype=x.dtype, device=x.device)
+    return sigma * torch.eye(d, dtype=x.dtype, device=x.device) if sigma.dim() == 0 else sigma.T
+
+
+def along_noise(p: Tensor, sigma: Sigma | None) -> Tensor:
+    """The products pᵀσ, row by row, for σ a number, a matrix or (None) the identity."""
+    if sigma is None:
+        return p
+    is_matrix = isinstance(sigma, Tensor) and sigma.dim() == 2
+    return p @ sigma if is_matrix else p * sigma
+
+
+def in_blocks(
+    evaluate: Callable[[Tensor, Tensor], Known],
+    t: Float[Tensor, " points"],
+    x: Float[Tensor, "points ..."],
+) -> Known:
+    """The result of `evaluate(t, x)` at many points, on a CPU a block at a time.
+
+    A block's features and their derivatives stay in the cache; all at once took 1.4 times as long.
+    """
+    size = BLOCK if x.device.type == "cpu" else len(x)
+    parts = [evaluate(*pair) for pair in zip(t.split(size), x.split(size), strict=True)]
+    return (
+        parts[0] if len(parts) == 1 else type(parts[0])(*map(torch.cat, zip(*parts, strict=True)))
+    )
