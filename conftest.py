@@ -29,7 +29,9 @@ def cost(item: pytest.Item) -> int:
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Leave out every notebook that is not a chapter."""
-    return True if collection_path.suffix == ".ipynb" and collection_path.parent != BOOK else None
+    pages = (BOOK, BOOK / "evidence")
+    is_page = collection_path.parent in pages
+    return True if collection_path.suffix == ".ipynb" and not is_page else None
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:

@@ -17,11 +17,13 @@ from machinery.chapters import Chapter
 from machinery.store import Claim
 
 CHAPTERS = chapters.all_chapters()
+PAGES = chapters.with_evidence(CHAPTERS)
 MAX_LINES = 400
 MAX_COLUMNS = 88  # what a page shows without scrolling
 CLAIM_KEYS = {field.name for field in fields(Claim)}
 
 each_chapter = pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.name)
+each_page = pytest.mark.parametrize("chapter", PAGES, ids=lambda c: c.name)
 
 
 def image_cells(chapter: Chapter) -> list:
@@ -40,22 +42,22 @@ def all_claims() -> list[dict]:
 # --- rules of the book --------------------------------------------------------------------------
 
 
-@each_chapter
+@each_page
 def test_notebook_is_the_executed_text(chapter):
     assert chapters.check(chapter) == []
 
 
 def test_every_notebook_has_a_text():
-    notebooks = {path.stem for path in chapters.BOOK.glob("*.ipynb")}
-    assert notebooks == {chapter.name for chapter in CHAPTERS}
+    found = [*chapters.BOOK.glob("*.ipynb"), *chapters.BOOK.glob("evidence/*.ipynb")]
+    assert set(found) == {page.notebook for page in PAGES}
 
 
 def test_every_chapter_is_in_the_table_of_contents():
     toc = (chapters.ROOT / "_toc.yml").read_text()
-    assert [c.name for c in CHAPTERS if f"file: book/{c.name}\n" not in toc] == []
+    assert [page.name for page in PAGES if f"file: book/{page.name}\n" not in toc] == []
 
 
-@each_chapter
+@each_page
 def test_every_figure_has_caption_name_and_alt_text(chapter):
     for cell in image_cells(chapter):
         options = cell.metadata.get("mystnb", {})
@@ -65,14 +67,14 @@ def test_every_figure_has_caption_name_and_alt_text(chapter):
         assert options.get("image", {}).get("alt"), f"no alternative text: {cell.source}"
 
 
-@each_chapter
+@each_page
 def test_no_cell_ends_with_a_semicolon(chapter):
     """It hides no output when nbval runs the cell, which then fails: end with plt.show()."""
     cells = chapters.code_cells(chapters.read_text(chapter))
     assert [cell.source for cell in cells if cell.source.rstrip().endswith(";")] == []
 
 
-@each_chapter
+@each_page
 def test_first_code_cell_holds_the_parameters(chapter):
     cells = chapters.code_cells(chapters.read_text(chapter))
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
@@ -93,7 +95,7 @@ def test_chapter_is_short(chapter):
     assert sum(bool(line.strip()) for c in cells for line in c.source.splitlines()) <= MAX_LINES
 
 
-@each_chapter
+@each_page
 def test_code_fits_on_the_page(chapter):
     lines = [
         line
@@ -131,7 +133,7 @@ def test_no_results_without_a_chapter():
     names = {chapter.name for chapter in CHAPTERS}
     results = chapters.BOOK / "results"
     files = [*results.glob("claims/*.json"), *results.glob("executions/*.json")]
-    assert {path.stem for path in files} <= names
+    assert {path.stem.removesuffix(".evidence") for path in files} <= names
 
 
 # --- the checks themselves ----------------------------------------------------------------------

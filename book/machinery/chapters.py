@@ -1,8 +1,9 @@
 """Execute, check, train and compare the chapters of the book.
 
-A chapter is a pair: the text NN_name.myst.md, which people write, and the notebook NN_name.ipynb,
-the same cells with their outputs. Whether the two agree is decided by what they contain, never by
-the times of the files, which mean nothing after a clone.
+A chapter has a lecture, NN_name, and may have a page of evidence, evidence/NN_name. Each page is a
+pair: the text .myst.md, which people write, and the notebook .ipynb, the same cells with their
+outputs. Whether the two agree is decided by their content, never by the times of the files, which
+mean nothing after a clone.
 """
 
 import argparse
@@ -44,7 +45,7 @@ KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3
 
 @dataclass(frozen=True)
 class Chapter:
-    """A chapter's files, from its name."""
+    """The files of a lecture "NN_name", or of a page of evidence "evidence/NN_name"."""
 
     name: str
     book: Path = BOOK
@@ -60,14 +61,31 @@ class Chapter:
         return self.book / f"{self.name}.ipynb"
 
     @property
+    def stem(self) -> str:
+        """The chapter's name without the folder of the page."""
+        return self.name.rsplit("/", 1)[-1]
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether this page is the evidence of a chapter and not its lecture."""
+        return self.stem != self.name
+
+    @property
+    def evidence(self) -> "Chapter | None":
+        """The page of evidence that belongs to this lecture, None if there is none."""
+        page = Chapter(f"evidence/{self.stem}", self.book)
+        return page if page.text.exists() and not self.is_evidence else None
+
+    @property
     def claims_file(self) -> Path:
-        """The rows of its claims table, which the chapter itself writes."""
-        return self.book / "results" / "claims" / f"{self.name}.json"
+        """The rows of the chapter's claims, which its pages write."""
+        return self.book / "results" / "claims" / f"{self.stem}.json"
 
     @property
     def execution_file(self) -> Path:
         """When, where and in how many seconds its outputs were computed."""
-        return self.book / "results" / "executions" / f"{self.name}.json"
+        suffix = ".evidence.json" if self.is_evidence else ".json"
+        return self.book / "results" / "executions" / f"{self.stem}{suffix}"
 
     @property
     def title(self) -> str:
@@ -106,6 +124,11 @@ def all_chapters(book: Path = BOOK) -> list[Chapter]:
         Chapter(path.name.removesuffix(".myst.md"), book)
         for path in sorted(book.glob("[0-9][0-9]_*.myst.md"))
     ]
+
+
+def with_evidence(chapters: list[Chapter]) -> list[Chapter]:
+    """The pages of these chapters: each lecture, followed by its evidence if it has one."""
+    return [page for c in chapters for page in (c, c.evidence) if page is not None]
 
 
 def find_chapters(names: list[str], book: Path = BOOK) -> list[Chapter]:
@@ -181,7 +204,7 @@ def check(chapter: Chapter) -> list[str]:
     """Everything that keeps a chapter from being published, one sentence each."""
     problems = list(pair_problems(chapter))
     if problems:
-        problems[-1] += f"; run: python -m machinery.chapters execute {chapter.name[:2]}"
+        problems[-1] += f"; run: python -m machinery.chapters execute {chapter.stem[:2]}"
     if chapter.notebook.exists() and (size := chapter.notebook.stat().st_size) > MAX_BYTES:
         problems.append(f"its notebook has {size:,} bytes, and at most {MAX_BYTES:,} are wanted")
     return [f"{chapter.name}: {problem}" for problem in problems]
@@ -220,7 +243,7 @@ def execute(chapter: Chapter) -> float:
     Nothing is written unless every cell succeeds.
     """
     start = time.perf_counter()
-    notebook = run_notebook(read_text(chapter), cwd=chapter.book)
+    notebook = run_notebook(read_text(chapter), cwd=chapter.text.parent)
     seconds = round(time.perf_counter() - start, 1)
     write(chapter.notebook, (nbformat.writes(without_noise(notebook)) + "\n").encode())
     record = json.dumps(execution_record(seconds), indent=2) + "\n"
@@ -319,7 +342,7 @@ def committed_claims(chapter: Chapter, revision: str) -> list[dict[str, Any]]:
 
 def execute_command(arguments: argparse.Namespace) -> int:
     """Execute the chapters whose notebook is out of date, or all that are named."""
-    for chapter in find_chapters(arguments.names):
+    for chapter in with_evidence(find_chapters(arguments.names)):
         reasons = list(pair_problems(chapter))
         if not reasons and not arguments.all:
             print(f"{chapter.name}: up to date")
@@ -331,20 +354,25 @@ def execute_command(arguments: argparse.Namespace) -> int:
 
 def check_command(arguments: argparse.Namespace) -> int:
     """Fail if a pair disagrees, was not executed in order or is too large."""
-    problems = [problem for chapter in find_chapters(arguments.names) for problem in check(chapter)]
+    pages = with_evidence(find_chapters(arguments.names))
+    problems = [problem for page in pages for problem in check(page)]
     print("\n".join(problems) or "all pairs agree")
     return bool(problems)
 
 
 def train_command(arguments: argparse.Namespace) -> int:
-    """Run chapters with run="train", into _build/papermill: the pair is not touched."""
-    for chapter in find_chapters(arguments.names):
+    """Run chapters with run="train", into _build/papermill: the pair is not touched.
+
+    Where a chapter has evidence, that page does all of its training.
+    """
+    for chapter in (c.evidence or c for c in find_chapters(arguments.names)):
         output = ROOT / "_build" / "papermill" / chapter.notebook.name
         output.parent.mkdir(parents=True, exist_ok=True)
         print(f"{chapter.name}: training, executed notebook in {output}", flush=True)
         run_notebook(
             read_text(chapter),
             output,
+            cwd=chapter.text.parent,
             timeout=None,
             verbose=True,
             run="train",
