@@ -1,8 +1,11 @@
-"""What a chapter has trained, measured and claims: kept with the settings it came from."""
+"""What a chapter has trained and measured, kept with the settings it came from."""
 
 import hashlib
+import io
 import json
+import math
 import platform
+import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +13,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
+from urllib.request import urlopen
 
 import torch
 from filelock import FileLock
@@ -19,19 +23,24 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from ctdl_lib.learning import Step, storage
-from ctdl_lib.metrics import spread
 
-Run = Literal["saved", "train", "smoke"]
+Run = Literal["saved", "explore", "train", "smoke"]
 
 
 SMOKE_STEPS = 3
 
 
-VERDICTS = ("reproduced", "improved", "differs", "not reproducible offline")
+RUNS = ("saved", "explore", "train", "smoke")
+TOLERANCE = 1e-3  # relative; two machines differ by less, and then a stored claim is left alone
+BOOK = Path(__file__).resolve().parents[1]
 
 
 class ResultError(ValueError):
     """A stored result is missing, broken, or was made with other settings."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the message. The frames inside of the store help no reader."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 @dataclass(frozen=True)
@@ -54,64 +63,21 @@ class Record:
         return f"{self.device}, {self.processor}, torch {self.versions['torch']}"
 
 
-@dataclass(frozen=True)
-class Claim:
-    """One row of a chapter's claims table: what was said, what we measured, and the verdict.
-
-    Args of the constructor: a dotted `id`; the `source` and what it `says`; the `published` number
-    or None; `ours`, a number or one a seed, with its `spread` (standard deviation) over `seeds`
-    seeds; the `unit`; a `verdict` of VERDICTS and, where ours differs, `because`.
-
-    Raises:
-        ValueError: an unknown verdict, or a difference without its reason.
-    """
-
-    id: str
-    source: str
-    says: str
-    ours: float | list[float]
-    verdict: str
-    published: float | None = None
-    spread: float | None = None
-    seeds: int = 1
-    unit: str = ""
-    because: str | None = None
-
-    @classmethod
-    def over_seeds(
-        cls,
-        id: str,
-        source: str,
-        says: str,
-        values: Sequence[float],
-        unit: str = "%",
-        **others: Any,
-    ) -> "Claim":
-        """The claim about the mean of `values`, one a seed, with their standard deviation."""
-        mean, std = spread([float(value) for value in values])
-        return cls(id, source, says, mean, spread=std, seeds=len(values), unit=unit, **others)
-
-    def __post_init__(self):
-        if self.verdict not in VERDICTS:
-            raise ValueError(f"verdict must be one of {VERDICTS}, got {self.verdict!r}")
-        # Four digits are more than any claim needs, and the same on every machine.
-        ours = [_rounded(value) for value in self.ours] if isinstance(self.ours, list) else None
-        object.__setattr__(self, "ours", ours or _rounded(self.ours))
-        object.__setattr__(self, "spread", _rounded(self.spread))
-        if self.verdict in VERDICTS[2:] and not self.because:
-            raise ValueError(
-                f"{self.id}: the verdict {self.verdict!r} needs its reason in because="
-            )
-
-
 class Store:
     """The results of one chapter, loaded, made or tried out as `run` says.
 
-    "saved" loads and refuses what other settings have made; "train" makes and writes; "smoke"
-    executes a few steps of the same code and writes nothing.
+    - "saved" loads, and refuses what other settings have made;
+    - "explore" loads what matches the settings, and trains the rest into a folder of the reader's
+      own, where it is found the next time; the book's results and claims stay as they are;
+    - "train" makes everything anew and writes it;
+    - "smoke" executes a few steps of the same code and writes nothing.
 
-    Args of the constructor: the `chapter` (its file's name), `run`, and the `folder` of all
-    results; `progress(steps, total=…, desc=…)` wraps the steps of each training, as `tqdm` does.
+    Args of the constructor: the `chapter` (its file's name), `run`, the `folder` of all results (by
+    default "results" beside the notebook, or that of the book) and the reader's own, `mine`;
+    `progress(steps, total=…, desc=…)` wraps the steps of each training, as `tqdm` does.
+
+    Raises:
+        ValueError: `run` is none of the four.
     """
 
     def __init__(
@@ -119,12 +85,14 @@ class Store:
         chapter: str,
         run: Run,
         *,
-        folder: Path = Path("results"),
+        folder: Path | None = None,
+        mine: Path = Path("mine"),
         progress: Callable[..., Iterable[Step]] = lambda steps, total, desc: steps,
     ):
-        if run not in ("saved", "train", "smoke"):
-            raise ValueError(f'run must be "saved", "train" or "smoke", got {run!r}')
-        self.chapter, self.run, self.folder = chapter, run, Path(folder)
+        if run not in RUNS:
+            raise ValueError(f"run must be one of {', '.join(RUNS)}, got {run!r}")
+        self.chapter, self.run, self.mine = chapter, run, Path(mine)
+        self.folder = results_folder() if folder is None else Path(folder)
         self.progress = progress
 
     def fit(
@@ -148,8 +116,10 @@ class Store:
             ResultError: with "saved", where the stored result cannot be this one.
         """
         settings = _as_json(settings)
-        if self.run == "saved":
-            return self._load(name, settings, model, device)
+        if self.run in ("saved", "explore"):
+            found = self._found(name, settings, model, device)
+            if found is not None:
+                return found
         smoke = self.run == "smoke"
         steps = min(SMOKE_STEPS, settings["steps"]) if smoke else settings["steps"]
         checkpoint = None if smoke else self._checkpoint(name, settings)
@@ -171,10 +141,12 @@ class Store:
         With "train" they are computed once, also when the chapter is killed later and goes on.
         """
         settings = _as_json(settings)
-        if self.run == "saved":
-            return self._load(name, settings, None, device)
+        if self.run in ("saved", "explore"):
+            found = self._found(name, settings, None, device)
+            if found is not None:
+                return found
         checkpoint = self._checkpoint(name, settings)
-        if self.run == "train" and checkpoint.exists():
+        if self.run != "smoke" and checkpoint.exists():
             record = Record(**storage.load(checkpoint))
         else:
             started = time.monotonic()
@@ -185,33 +157,67 @@ class Store:
         storage.save(checkpoint, asdict(record))
         return self._save(name, record, None)
 
-    def claims(self, claims: Sequence[Claim]) -> str:
-        """The claims as a Markdown table; with "saved" and "train" they are also stored.
+    def claims(self, rows: Sequence[claims.Row]) -> str:
+        """The rows as Markdown tables; with "saved" and "train" they are also stored.
 
-        This ends a chapter: what "train" kept to go on from is deleted.
+        With "saved" a stored row is left alone where its numbers differ only in the last digits,
+        as they do between machines. This ends a chapter: what "train" kept to go on from is deleted.
         """
-        if self.run != "smoke":
-            rows = [asdict(claim) for claim in claims]
+        if self.run in ("saved", "train"):
             path = self.folder / "claims" / f"{self.chapter}.json"
-            data = (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode()
-            if not path.is_file() or path.read_bytes() != data:
-                storage.write(path, data)
+            new = [row.row for row in rows]
+            old = json.loads(path.read_text("utf-8")) if path.is_file() else None
+            if new != old and not (self.run == "saved" and _is_close(old, new)):
+                text = json.dumps(new, indent=1, ensure_ascii=False) + "\n"
+                storage.write(path, text.encode())
         if self.run == "train":
             for checkpoint in (self.folder / self.chapter).glob("*.checkpoint.safetensors"):
                 checkpoint.unlink()
-        return table(claims)
+        return claims.table(rows)
 
-    def _paths(self, name: str) -> tuple[Path, Path]:
-        stem = self.folder / self.chapter / name
+    def _found(
+        self, name: str, settings: dict, model: nn.Module | None, device: str | torch.device
+    ) -> Record | None:
+        """The stored record; with "explore" the reader's own, or None where it must be trained."""
+        if self.run == "saved":
+            return self._load(name, settings, model, device)
+        for folder in (self.folder, self.mine):
+            try:
+                return self._load(name, settings, model, device, folder)
+            except ResultError as error:
+                reason = error
+        print(
+            f"{name}: {str(reason).split(';')[0]}. Training it into {self.mine}/{self.chapter}",
+            end="",
+        )
+        print(f"{self._duration(name, settings)}.", flush=True)
+        return None
+
+    def _duration(self, name: str, settings: dict) -> str:
+        """How long the training will take, judged by the book's own, where there is one."""
+        try:
+            stored, _ = self._read(name, False, self.folder)
+        except ResultError:
+            return ""
+        share = settings.get("steps", 1) / stored.settings.get("steps", 1)
+        return f", for about {max(1, round(share * stored.seconds))} s"
+
+    @property
+    def _writes(self) -> Path:
+        """Where new results go."""
+        return self.mine if self.run == "explore" else self.folder
+
+    def _paths(self, name: str, folder: Path | None = None) -> tuple[Path, Path]:
+        stem = (folder or self._writes) / self.chapter / name
         return stem.with_name(f"{name}.json"), stem.with_name(f"{name}.safetensors")
 
     def _checkpoint(self, name: str, settings: dict) -> Path:
         """Other settings have another checkpoint, so that none is ever resumed by mistake."""
         key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-        return self.folder / self.chapter / f"{name}.{key}.checkpoint.safetensors"
+        return self._writes / self.chapter / f"{name}.{key}.checkpoint.safetensors"
 
     def _lock(self) -> FileLock:
-        folder = self.folder / self.chapter
+        folder = self._writes / self.chapter
         folder.mkdir(parents=True, exist_ok=True)
         return FileLock(folder / ".lock")
 
@@ -233,14 +239,21 @@ class Store:
             storage.write(record_path, (json.dumps(asdict(record), indent=1) + "\n").encode())
         return record
 
-    def _load(self, name: str, settings: dict, model: nn.Module | None, device) -> Record:
-        remedy = f'train the chapter again: make train CHAPTER={self.chapter}, or run = "train"'
+    def _load(
+        self,
+        name: str,
+        settings: dict,
+        model: nn.Module | None,
+        device: str | torch.device,
+        folder: Path | None = None,
+    ) -> Record:
+        folder = folder or self.folder
         try:
             try:
-                record, state = self._read(name, model is not None)
+                record, state = self._read(name, model is not None, folder)
             except _TornError:  # a writer was between the two files: wait for it
                 with self._lock():
-                    record, state = self._read(name, model is not None)
+                    record, state = self._read(name, model is not None, folder)
             differing = _differences(record.settings, settings)
             if differing:
                 raise ResultError(f"the stored {name!r} was made with other settings: {differing}")
@@ -248,11 +261,26 @@ class Store:
                 model.load_state_dict(state)
                 model.to(device)
         except (ResultError, RuntimeError) as error:
-            raise ResultError(f"{error}; {remedy}") from error
+            raise ResultError(f"{error}; {self._remedy}") from None
         return record
 
-    def _read(self, name: str, with_weights: bool) -> tuple[Record, dict[str, Tensor]]:
-        record_path, weights_path = self._paths(name)
+    @property
+    def _remedy(self) -> str:
+        """The ways out when a stored result is not there or is another one."""
+        if not self.folder.is_dir():
+            return (
+                f"there is no folder {self.folder}: run the notebook inside of the book's repository, "
+                'fetch the results with machinery.store.fetch, or set run = "explore" to train'
+            )
+        return (
+            'set run = "explore" to train this one into a folder of your own, or train the chapter '
+            f"again: make train CHAPTER={self.chapter}"
+        )
+
+    def _read(
+        self, name: str, with_weights: bool, folder: Path
+    ) -> tuple[Record, dict[str, Tensor]]:
+        record_path, weights_path = self._paths(name, folder)
         for path in (record_path, weights_path)[: 1 + with_weights]:
             if not path.is_file():
                 raise ResultError(f"{path} is missing")
@@ -276,35 +304,41 @@ class _TornError(ResultError):
     """Weights and record are of different results."""
 
 
-def table(claims: Sequence[Claim]) -> str:
-    """The claims as a Markdown table."""
-    head = "| claim | published | ours | seeds | verdict |\n|---|---:|---:|---:|---|"
-    rows = [
-        f"| {_said(c)} | {_number(c.published)} | {_ours(c)} | {c.seeds} | *{c.verdict}* |"
-        for c in claims
-    ]
-    return "\n".join([head, *rows])
+def results_folder() -> Path:
+    """The folder of all results: beside the notebook, above it, or in the book."""
+    here = Path("results"), Path("..") / "results"
+    return next((folder for folder in here if (folder / "claims").is_dir()), BOOK / "results")
 
 
-def _said(claim: Claim) -> str:
-    because = f"<br>*{claim.verdict}, because {claim.because}*" if claim.because else ""
-    return f"{claim.says} ({claim.source})<br>`{claim.id}`{because}"
+def fetch(address: str, sha256: str, folder: Path = Path("results")) -> Path:
+    """The folder into which a release's archive of results was unpacked.
+
+    Nothing in this book calls it: a download happens only where a reader asks for it.
+
+    Args:
+        address: of a .tar.gz file whose entries are the content of book/results.
+        sha256: the checksum that stands beside the archive.
+
+    Raises:
+        ResultError: the file is another one than the checksum says; nothing was unpacked.
+    """
+    with urlopen(address) as answer:
+        data = answer.read()
+    if (found := hashlib.sha256(data).hexdigest()) != sha256:
+        raise ResultError(f"{address} has the checksum {found}, and {sha256} was expected")
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+        archive.extractall(folder, filter="data")  # refuses paths that lead out of the folder
+    return folder
 
 
-def _ours(claim: Claim) -> str:
-    values = claim.ours if isinstance(claim.ours, list) else [claim.ours]
-    # a row of many numbers would push the verdict off the page
-    text = (",<br>" if len(values) > 2 else ", ").join(_number(value) for value in values)
-    deviation = "" if claim.spread is None else f" ± {claim.spread:.2g}"
-    return f"{text}{deviation} {claim.unit}".strip()
-
-
-def _rounded(value):
-    return None if value is None else float(f"{value:.4g}")
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+def _is_close(old: Any, new: Any) -> bool:
+    """Whether two stored values are equal but for the last digits of their numbers."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old.keys() == new.keys() and all(_is_close(old[key], new[key]) for key in old)
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple):
+        return len(old) == len(new) and all(map(_is_close, old, new))
+    is_number = isinstance(old, int | float) and isinstance(new, int | float)
+    return math.isclose(old, new, rel_tol=TOLERANCE) if is_number else old == new
 
 
 def _as_json(mapping: Mapping[str, Any]) -> dict[str, Any]:
