@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +15,86 @@ from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 
+from machinery import claims
 from machinery.chapters import BOOK, Chapter, all_chapters
-from machinery.store import Claim, Record, table
+from machinery.store import Record
 
 BIBLIOGRAPHY_KEY = re.compile(r"\b[a-z]+\d{4}[a-z]+\b")
+SENTENCES = BOOK / "machinery" / "sentences.toml"
+KINDS = ("claim", "finding", "measurement")
 COLAB = "https://colab.research.google.com"
 
 
 class Scoreboard(SphinxDirective):
-    """All claims of all chapters, one table per chapter, read from book/results."""
+    """The sentences of the talk with their verdicts, and below them every row of every chapter."""
 
     def run(self) -> list[nodes.Node]:
-        """A section for every chapter that has claims."""
+        """The page's content."""
         for path in result_files(Path(self.env.srcdir)):
             self.env.note_dependency(path)
-        return [self.section(chapter) for chapter in all_chapters() if chapter.claims]
+        self.env.note_dependency(SENTENCES.relative_to(self.env.srcdir).as_posix())
+        chapters = all_chapters()
+        lines = [*sentence_lines(chapters), "", *filter_lines(), ""]
+        for chapter in chapters:
+            lines += chapter_lines(chapter)
+        node = nodes.container()
+        self.state.nested_parse(StringList(lines, str(SENTENCES)), 0, node)
+        return node.children
 
-    def section(self, chapter: Chapter) -> nodes.section:
-        """The chapter's title, how it was computed, and its table."""
-        section = nodes.section(ids=[f"scoreboard-{chapter.name[:2]}"], names=[chapter.name])
-        section += nodes.title("", chapter.title)
-        lines = [execution_line(chapter), "", *claims_table(chapter.claims)]
-        self.state.nested_parse(StringList(lines, str(chapter.claims_file)), 0, section)
-        return section
+
+def sentence_lines(chapters: list[Chapter]) -> list[str]:
+    """The table of the talk's sentences, slide by slide."""
+    found = [row for chapter in chapters for row in claims.read(chapter.claims_file)]
+    rows = {row.id: row for row in found if isinstance(row, claims.Claim)}
+    lines = ["| Slide | The talk says | Verdict | Number, and its control |", "|---|---|---|---|"]
+    for sentence in tomllib.loads(SENTENCES.read_text("utf-8"))["sentence"]:
+        judges = [rows[id] for id in sentence.get("claims", [])]
+        page = f"evidence/{sentence['chapter']}" if judges else sentence["chapter"]
+        link = f"[{int(sentence['chapter'][:2])}]({page}.ipynb)"
+        verdict = claims.combined([judge.verdict for judge in judges])
+        shown = f"{claims.value(judges[0])}; {claims.control(judges[0])}" if judges else ""
+        lines.append(
+            f"| {sentence['slide']} ({link}) | {sentence['says']} | *{verdict}* | {shown} |"
+        )
+    return lines
+
+
+def filter_lines() -> list[str]:
+    """The controls by which a reader picks rows; a few lines of script act on them."""
+    options = "".join(f"<option>{kind}</option>" for kind in (*KINDS, *claims.VERDICTS))
+    return [
+        "```{raw} html",
+        '<p class="row-filter"><label>Show rows that are '
+        f'<select id="row-kind"><option value="">of any kind</option>{options}</select></label> '
+        '<label>and contain <input id="row-text" type="search"></label></p>',
+        "```",
+    ]
+
+
+def chapter_lines(chapter: Chapter) -> list[str]:
+    """The rows of a chapter, folded under its title and its counts."""
+    rows = claims.read(chapter.claims_file)
+    if not rows:
+        return []
+    counts = Counter(row.verdict if isinstance(row, claims.Claim) else row.kind for row in rows)
+    said = ", ".join(f"{count} {name}" for name, count in counts.items())
+    title = f"{int(chapter.name[:2])}. {chapter.title}: {said}"
+    table = claims.table(rows).splitlines()
+    return [
+        f":::{{dropdown}} {title}",
+        ":class-container: claim-rows",
+        "",
+        execution_line(chapter),
+        "",
+        *table,
+        ":::",
+        "",
+    ]
 
 
 def execution_line(chapter: Chapter) -> str:
     """The link to the chapter, and how long its outputs and its fits took on which machine."""
-    link = f"{{doc}}`Open the chapter </book/{chapter.name}>`."
+    link = f"[Open the chapter]({chapter.name}.ipynb)."
     if not (record := chapter.execution):
         return link
     return (
@@ -58,11 +112,6 @@ def training_line(chapter: Chapter) -> str:
     minutes = sum(record.seconds for record in records) / 60
     on = ", ".join(sorted({f"{record.hardware} ({record.date})" for record in records}))
     return f"Its {len(records)} stored results took {minutes:.1f} minutes on {on}."
-
-
-def claims_table(rows: list[dict[str, Any]]) -> list[str]:
-    """The same Markdown table that ends the chapter."""
-    return table([Claim(**row) for row in rows]).splitlines()
 
 
 def result_files(root: Path) -> list[str]:

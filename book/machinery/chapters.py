@@ -399,7 +399,7 @@ def table_command(arguments: argparse.Namespace) -> int:
     width = max((len(chapter.title) for chapter in chapters), default=0)
     for chapter in chapters:
         seconds = chapter.execution.get("seconds")
-        verdicts = Counter(claim["verdict"] for claim in chapter.claims)
+        verdicts = Counter(claim["verdict"] or claim["kind"] for claim in chapter.claims)
         print(
             f"{chapter.name[:2]}  {chapter.title:<{width}}",
             f"{seconds:6.1f} s" if seconds is not None else "     – s",

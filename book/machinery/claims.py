@@ -25,7 +25,9 @@ from scipy.stats import t as student
 
 Relation = Literal["below", "above", "within", "below control", "above control"]
 Outcome = Literal["supported", "refuted", "undecided"]
-SUPPORTED, REFUTED, UNDECIDED = "supported", "refuted", "undecided"
+SUPPORTED: Literal["supported"] = "supported"
+REFUTED: Literal["refuted"] = "refuted"
+UNDECIDED: Literal["undecided"] = "undecided"
 BETTER = "better than published"
 VERDICTS = (SUPPORTED, BETTER, UNDECIDED, REFUTED)
 CONFIDENCE = 0.95
@@ -41,7 +43,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     n, mean = len(values), sum(values) / len(values)
     if n == 1:
         return mean, mean
-    half = student.ppf((1 + CONFIDENCE) / 2, n - 1) * spread_of(values) / math.sqrt(n)
+    half = float(student.ppf((1 + CONFIDENCE) / 2, n - 1)) * spread_of(values) / math.sqrt(n)
     return mean - half, mean + half
 
 
@@ -105,7 +107,7 @@ class Criterion:
         low, high = interval(ours)
         if self.relation == "within":
             sides = _side(low, high, self.ends[0]), _side(-high, -low, -self.ends[1])
-            return next((s for s in (REFUTED, UNDECIDED) if s in sides), SUPPORTED)
+            return max(sides, key=(SUPPORTED, UNDECIDED, REFUTED).index)
         ends = (low, high) if sign > 0 else (-high, -low)
         return _side(*ends, sign * self.ends[0])
 
@@ -245,9 +247,10 @@ class Measurement:
     kind = "measurement"
 
     def __post_init__(self):
-        several = isinstance(self.ours, Sequence)
-        values = _checked(self.ours if several else [self.ours], self.id)
-        object.__setattr__(self, "ours", values if several else values[0])
+        if isinstance(self.ours, Sequence):
+            object.__setattr__(self, "ours", _checked(self.ours, self.id))
+        else:
+            object.__setattr__(self, "ours", _checked([self.ours], self.id)[0])
         object.__setattr__(self, "spread", _rounded(self.spread))
 
     @classmethod
@@ -331,6 +334,14 @@ def turns(claim: Claim) -> bool:
     return good in (SUPPORTED, BETTER) and bad == REFUTED
 
 
+def combined(verdicts: Sequence[str]) -> str:
+    """The verdict on a sentence that several claims judge: the least favourable one."""
+    for verdict in (REFUTED, UNDECIDED, SUPPORTED, BETTER):
+        if verdict in verdicts:
+            return verdict
+    return "not judged yet"
+
+
 # --- as text ------------------------------------------------------------------------------------
 
 
@@ -346,7 +357,7 @@ def _judged_table(rows: Sequence[Claim]) -> str:
     head = "| statement | ours | criterion | control | verdict |\n|---|---:|---|---:|---|"
     lines = [
         f"| {row.statement} ({row.source}){_published(row)}<br>`{row.id}` | {value(row)}"
-        f" | {row.criterion.words} | {row.control.says}: {_mean(row.control.ours)}"
+        f" | {row.criterion.words} | {control(row)}"
         f" | *{row.verdict}*: {row.reason} |"
         for row in rows
     ]
@@ -367,12 +378,16 @@ def value(row: Row) -> str:
     """The number of a row with its spread and unit."""
     if isinstance(row, Claim):
         return f"{_mean(row.ours)} {row.unit}".strip()
-    several = isinstance(row.ours, Sequence)
-    values = list(row.ours) if several else [row.ours]
+    values = list(row.ours) if isinstance(row.ours, Sequence) else [row.ours]
     # a row of many numbers would push the rest off the page
     text = (",<br>" if len(values) > 2 else ", ").join(_number(number) for number in values)
     deviation = "" if row.spread is None else f" ± {row.spread:.2g}"
     return f"{text}{deviation} {row.unit}".strip()
+
+
+def control(row: Claim) -> str:
+    """The control of a claim with its numbers."""
+    return f"{row.control.says}: {_mean(row.control.ours)}"
 
 
 def _published(row: Row) -> str:

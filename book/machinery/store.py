@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from ctdl_lib.learning import Step, storage
 
+from . import claims
+
 Run = Literal["saved", "explore", "train", "smoke"]
 
 
@@ -161,7 +163,7 @@ class Store:
         """The rows as Markdown tables; with "saved" and "train" they are also stored.
 
         With "saved" a stored row is left alone where its numbers differ only in the last digits,
-        as they do between machines. This ends a chapter: what "train" kept to go on from is deleted.
+        as they do between machines. This ends a chapter: checkpoints of "train" are deleted.
         """
         if self.run in ("saved", "train"):
             path = self.folder / "claims" / f"{self.chapter}.json"
@@ -186,11 +188,9 @@ class Store:
                 return self._load(name, settings, model, device, folder)
             except ResultError as error:
                 reason = error
-        print(
-            f"{name}: {str(reason).split(';')[0]}. Training it into {self.mine}/{self.chapter}",
-            end="",
-        )
-        print(f"{self._duration(name, settings)}.", flush=True)
+        why, where = str(reason).split(";")[0], self.mine / self.chapter
+        duration = self._duration(name, settings)
+        print(f"{name}: {why}. Training it into {where}{duration}.", flush=True)
         return None
 
     def _duration(self, name: str, settings: dict) -> str:
@@ -269,8 +269,8 @@ class Store:
         """The ways out when a stored result is not there or is another one."""
         if not self.folder.is_dir():
             return (
-                f"there is no folder {self.folder}: run the notebook inside of the book's repository, "
-                'fetch the results with machinery.store.fetch, or set run = "explore" to train'
+                f"there is no folder {self.folder}: run the notebook in the book's repository, "
+                'fetch the results with machinery.store.fetch, or train: run = "explore"'
             )
         return (
             'set run = "explore" to train this one into a folder of your own, or train the chapter '
@@ -337,8 +337,9 @@ def _is_close(old: Any, new: Any) -> bool:
         return old.keys() == new.keys() and all(_is_close(old[key], new[key]) for key in old)
     if isinstance(old, list | tuple) and isinstance(new, list | tuple):
         return len(old) == len(new) and all(map(_is_close, old, new))
-    is_number = isinstance(old, int | float) and isinstance(new, int | float)
-    return math.isclose(old, new, rel_tol=TOLERANCE) if is_number else old == new
+    if isinstance(old, int | float) and isinstance(new, int | float):
+        return math.isclose(old, new, rel_tol=TOLERANCE)
+    return old == new
 
 
 def _as_json(mapping: Mapping[str, Any]) -> dict[str, Any]:

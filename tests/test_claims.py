@@ -1,0 +1,210 @@
+"""Verdicts follow from numbers: intervals against SciPy, controls that count, rows that turn."""
+
+import json
+import math
+import re
+import tomllib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from machinery import chapters, claims
+from machinery.claims import (
+    Claim,
+    Control,
+    Criterion,
+    Measurement,
+    above,
+    above_control,
+    below,
+    below_control,
+    finding,
+    from_row,
+    interval,
+    planted,
+    turns,
+    within,
+)
+
+CRITERIA = [below(1), above(1), within(-1, 2), below_control(), above_control(0.5), below(-3)]
+STORED = [row for c in chapters.all_chapters() for row in claims.read(c.claims_file)]
+JUDGED = [row for row in STORED if isinstance(row, Claim)]
+
+
+def claim(ours, criterion, control=(9.0, 9.1, 9.2), **others):
+    return Claim(
+        "a.b", "it is small", "a slide", ours, criterion, Control("idle", control), **others
+    )
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9))
+def test_the_interval_is_students(values):
+    low, high = interval(values)
+    error = stats.sem(values)
+    if error < 1e-9:  # SciPy divides by it
+        assert high - low < 1e-6
+        return
+    wanted = stats.t.interval(0.95, len(values) - 1, np.mean(values), error)
+    assert np.allclose((low, high), wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("ours", "criterion", "verdict"),
+    [
+        ([0.1, 0.2, 0.3], below(1), "supported"),
+        ([2.1, 2.2, 2.3], below(1), "refuted"),
+        ([0.5, 1.0, 1.6], below(1), "undecided"),
+        ([0.5], below(1), "supported"),
+        ([1.0], below(1), "refuted"),
+        ([2.0, 2.1, 2.2], within(1, 3), "supported"),
+        ([0.1, 0.2, 0.3], within(1, 3), "refuted"),
+        ([5.0, 5.1, 5.2], within(1, 3), "refuted"),
+        ([0.5, 1.0, 1.6], within(1, 3), "undecided"),
+        ([8.0, 8.1, 8.2], below_control(), "supported"),
+        ([8.9, 9.0, 9.1], below_control(0.5), "refuted"),
+        ([9.9, 10.1, 10.2], above_control(), "supported"),
+        ([8.0, 9.6, 9.0], below_control(), "undecided"),
+    ],
+)
+def test_verdicts(ours, criterion, verdict):
+    assert claim(ours, criterion).verdict == verdict
+
+
+def test_pairs_count_and_not_only_means():
+    """The same two sets of numbers, once paired so that the difference is constant."""
+    ours, control = [1.0, 5.0, 9.0], (1.5, 5.5, 9.5)
+    assert claim(ours, below_control(), control).verdict == "supported"
+    assert claim(ours, below_control(), control[::-1]).verdict == "undecided"
+
+
+def test_a_control_that_passes_too_takes_the_verdict_away():
+    found = claim([0.1, 0.2, 0.3], below(1), (0.1, 0.1, 0.2))
+    assert found.verdict == "undecided"
+    assert found.reason == "the control meets the criterion too"
+
+
+def test_better_than_published_needs_the_whole_interval():
+    assert claim([0.1, 0.11, 0.12], below(1), published=0.5).verdict == "better than published"
+    assert claim([0.1, 0.5, 0.8], below(2), published=0.5).verdict == "supported"
+    assert (
+        claim([7.0, 7.1, 7.2], above(3), (1, 1, 1), published=5).verdict == "better than published"
+    )
+
+
+def test_nobody_writes_a_verdict():
+    with pytest.raises(TypeError):
+        claim([0.1], below(1), verdict="supported")
+    found = claim([0.1], below(1))
+    with pytest.raises(AttributeError):
+        found.verdict = "refuted"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_numbers_must_be_finite(bad):
+    with pytest.raises(ValueError, match=r"a\.b: needs finite numbers"):
+        claim([bad, 1.0], below(1))
+    with pytest.raises(ValueError, match="the control 'idle': needs finite numbers"):
+        claim([1.0], below(1), [bad])
+    with pytest.raises(ValueError, match="must be finite and in order"):
+        below(bad)
+    with pytest.raises(ValueError, match="x: needs finite numbers"):
+        Measurement("x", "a slide", "a number", bad)
+
+
+def test_a_criterion_and_its_control_must_fit():
+    with pytest.raises(ValueError, match="must be finite and in order"):
+        within(2, 1)
+    with pytest.raises(ValueError, match="one control a seed: 2 and 3"):
+        claim([1.0, 2.0], below_control()).verdict  # noqa: B018
+    with pytest.raises(ValueError, match="needs finite numbers"):
+        claim([1.0], below(1), [])
+
+
+@pytest.mark.parametrize("criterion", CRITERIA, ids=lambda c: f"{c.relation} {c.bound}")
+def test_a_planted_result_turns_the_verdict(criterion):
+    assert turns(claim([0.1, 0.2, 0.3], criterion))
+
+
+@given(
+    st.sampled_from(CRITERIA),
+    st.lists(st.floats(-9, 9), min_size=3, max_size=3),
+    st.lists(st.floats(-9, 9), min_size=3, max_size=3),
+)
+def test_rows_survive_their_file(criterion, ours, control):
+    found = claim(ours, criterion, control)
+    again = from_row(json.loads(json.dumps(found.row)))
+    assert again.row == found.row
+    assert again.verdict == found.verdict
+
+
+def test_a_stored_verdict_that_the_numbers_do_not_say_is_refused():
+    row = claim([0.1, 0.2, 0.3], below(1)).row
+    with pytest.raises(ValueError, match="'refuted' is stored, the numbers say 'supported'"):
+        from_row(row | {"verdict": "refuted"})
+    with pytest.raises(ValueError, match="a row has the keys"):
+        from_row({"id": "a"})
+    with pytest.raises(ValueError, match="kind must be"):
+        from_row(row | {"kind": "opinion"})
+
+
+def test_findings_and_measurements():
+    found = finding("a", "it is", ours=[2.0], criterion=above(1), control=Control("idle", [0.0]))
+    assert (found.kind, found.source, found.verdict) == ("finding", "this book", "supported")
+    mean = Measurement.over_seeds("a", "a slide", "a number", [1.0, 2.0, 3.0], "nats")
+    assert (mean.ours, mean.spread, mean.seeds, mean.row["verdict"]) == (2.0, 1.0, 3, None)
+    several = Measurement("a", "a slide", "some numbers", [1.0, 2.00004])
+    assert several.ours == (1.0, 2.0)  # four digits
+    assert from_row(several.row) == several
+
+
+def test_tables_show_number_control_and_verdict():
+    rows = [claim([0.1, 0.2, 0.3], below(1)), Measurement("m", "a slide", "a number", 3.0)]
+    text = claims.table(rows)
+    assert "it is small (a slide)<br>`a.b` | 0.2 ± 0.1 | below 1 | idle: 9.1 ± 0.1" in text
+    assert "*supported*: the criterion is met and the control fails" in text
+    assert "| a number (a slide)<br>`m` | – | 3 | 1 |" in text
+
+
+def test_the_least_favourable_verdict_decides():
+    assert claims.combined(["supported", "refuted", "undecided"]) == "refuted"
+    assert claims.combined(["better than published", "supported"]) == "supported"
+    assert claims.combined([]) == "not judged yet"
+
+
+# --- what the book has stored -------------------------------------------------------------------
+
+
+def test_every_stored_row_is_read_and_its_verdict_recomputed():
+    assert len(STORED) > 300
+
+
+@pytest.mark.parametrize("row", JUDGED, ids=lambda row: row.id)
+def test_a_false_result_turns_the_verdict_of_every_claim(row):
+    assert turns(row)
+    assert planted(row, true=False).verdict == "refuted"
+
+
+def test_no_page_and_no_experiment_writes_a_verdict():
+    pages = [page.text for page in chapters.with_evidence(chapters.all_chapters())]
+    files = [*pages, *(chapters.BOOK / "experiments").rglob("*.py")]
+    written = re.compile(r"verdict\s*=\s*[\"']")
+    assert [path.name for path in files if written.search(path.read_text("utf-8"))] == []
+
+
+def test_the_sentences_of_the_talk_point_to_chapters_and_claims():
+    known, ids = {c.name for c in chapters.all_chapters()}, {row.id for row in JUDGED}
+    path = chapters.BOOK / "machinery" / "sentences.toml"
+    sentences = tomllib.loads(path.read_text("utf-8"))["sentence"]
+    assert len(sentences) >= 40
+    for sentence in sentences:
+        assert sentence["chapter"] in known
+        assert set(sentence.get("claims", [])) <= ids, sentence["says"]
+        assert sentence["slide"]
+        assert sentence["says"].endswith(".")
+
+
+def test_criteria_are_hashable_constants():
+    assert {below(1), Criterion("below", 1)} == {below(1)}
