@@ -1,4 +1,4 @@
-"""The notebooks as JupyterLab and the like show them, without Sphinx: nothing raw, no failed formula."""
+"""The notebooks as JupyterLab shows them, without Sphinx: nothing raw, no failed formula."""
 
 import importlib.util
 import re
