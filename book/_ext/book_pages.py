@@ -10,9 +10,11 @@ from typing import Any
 
 from docutils import nodes
 from docutils.statemachine import StringList
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
+from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
 
 from machinery import claims
@@ -22,6 +24,9 @@ from machinery.store import Record
 BIBLIOGRAPHY_KEY = re.compile(r"\b[a-z]+\d{4}[a-z]+\b")
 SENTENCES = BOOK / "machinery" / "sentences.toml"
 KINDS = ("claim", "finding", "measurement")
+EXERCISE = re.compile(r"(Exercise|Solution) \d+")
+# Links to what Sphinx numbers: the start of their target, and the role whose text they get.
+NUMBERED = {"eq-": ("math", "eq"), "fig-": ("std", "numref")}
 COLAB = "https://colab.research.google.com"
 
 
@@ -90,6 +95,46 @@ def chapter_lines(chapter: Chapter) -> list[str]:
         ":::",
         "",
     ]
+
+
+class NumberedLinks(SphinxTransform):
+    """Give links such as [Fig. 2](#fig-work), which read well in a notebook, the book's numbers."""
+
+    default_priority = 900  # after MyST has made references of its links
+
+    def apply(self) -> None:
+        """Replace each by what the role numref or eq makes of its target."""
+        for link in list(self.document.findall(addnodes.pending_xref)):
+            target = link["reftarget"]
+            for start, (domain, role) in NUMBERED.items():
+                if link["reftype"] == "myst" and target.startswith(start):
+                    link["refdomain"], link["reftype"] = domain, role
+                    link["refexplicit"], link["refwarn"] = False, True
+                    link.children = []
+                    link += nodes.literal("", target, classes=["xref"])
+
+
+class Exercises(SphinxTransform):
+    """Put sections named Exercise 1 and Solution 1 in boxes, those of solutions closed."""
+
+    default_priority = 400
+
+    def apply(self) -> None:
+        """Replace the sections by admonitions with the same anchors."""
+        for section in list(self.document.findall(nodes.section)):
+            title = section[0].astext()
+            if found := EXERCISE.fullmatch(title):
+                solution = found[1] == "Solution"
+                classes = ["solution", "dropdown"] if solution else ["exercise"]
+                box = nodes.admonition("", *section.children, classes=classes, ids=section["ids"])
+                section.replace_self(box)
+
+
+def citations_as_anchors(app: Sphinx, env: BuildEnvironment) -> None:
+    """Let [Haber and Ruthotto, 2017](references.md#haber2017stable) find the entry."""
+    keys = env.get_domain("cite").bibdata.data.entries  # type: ignore[attr-defined]
+    page = env.metadata["book/references"]
+    page["myst_slugs"] = {key: (0, key, key) for key in keys}  # type: ignore[assignment]
 
 
 def execution_line(chapter: Chapter) -> str:
@@ -170,6 +215,9 @@ def is_thebe(script: Any) -> bool:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
     app.add_directive("scoreboard", Scoreboard)
+    app.add_transform(NumberedLinks)
+    app.add_transform(Exercises)
+    app.connect("env-updated", citations_as_anchors)
     app.connect("env-get-outdated", new_results)
     app.connect("config-inited", add_repository)
     app.connect("html-page-context", tidy_page)
