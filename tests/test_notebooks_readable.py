@@ -7,18 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import chapters
 import pytest
 import yaml
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from playwright.sync_api import Browser, sync_playwright
 
-CHAPTERS = chapters.all_chapters()
+from machinery import chapters
+
+PAGES = chapters.with_evidence(chapters.all_chapters())
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 RAW = re.compile(r"```\{|:::|\{[a-z:]+\}`|^:[a-z]+:|^\([a-z-]+\)=", re.MULTILINE)
 
-each_chapter = pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.name)
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda c: c.name)
 
 
 def markdown(notebook: NotebookNode) -> str:
@@ -39,14 +40,14 @@ def definition(name: str, macro: Any) -> str:
     return rf"\def\{name}{''.join(f'#{i + 1}' for i in range(count))}{{{text}}}"
 
 
-@each_chapter
-def test_the_first_cell_defines_the_macros_of_the_book(chapter):
-    assert definitions() in chapters.read_text(chapter).cells[0].source.splitlines()
+@each_page
+def test_the_first_cell_defines_the_macros_of_the_book(page):
+    assert definitions() in chapters.read_text(page).cells[0].source.splitlines()
 
 
-@each_chapter
-def test_nothing_is_left_raw(chapter):
-    assert RAW.findall(markdown(chapters.read_notebook(chapter))) == []
+@each_page
+def test_nothing_is_left_raw(page):
+    assert RAW.findall(markdown(chapters.read_notebook(page))) == []
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +62,9 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@each_chapter
-def test_a_browser_typesets_every_formula(browser, chapter, tmp_path):
-    notebook = chapters.read_notebook(chapter)
+@each_page
+def test_a_browser_typesets_every_formula(browser, page, tmp_path):
+    notebook = chapters.read_notebook(page)
     failed, displayed = typeset(browser, notebook, tmp_path / "notebook.html")
     assert failed == []
     assert displayed == len(re.findall(r"\$\$", markdown(notebook))) // 2

@@ -19,7 +19,7 @@ from machinery.store import Claim
 CHAPTERS = chapters.all_chapters()
 PAGES = chapters.with_evidence(CHAPTERS)
 MAX_LINES = 400
-MAX_COLUMNS = 88  # what a page shows without scrolling
+MAX_COLUMNS = 84  # what a page shows without scrolling
 CLAIM_KEYS = {field.name for field in fields(Claim)}
 
 each_chapter = pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.name)

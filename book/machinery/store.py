@@ -183,12 +183,13 @@ class Store:
         """The stored record; with "explore" the reader's own, or None where it must be trained."""
         if self.run == "saved":
             return self._load(name, settings, model, device)
-        for folder in (self.folder, self.mine):
+        reasons = []
+        for folder in (self.mine, self.folder):
             try:
                 return self._load(name, settings, model, device, folder)
             except ResultError as error:
-                reason = error
-        why, where = str(reason).split(";")[0], self.mine / self.chapter
+                reasons.append(str(error).split(";")[0])
+        why, where = reasons[-1], self.mine / self.chapter
         duration = self._duration(name, settings)
         print(f"{name}: {why}. Training it into {where}{duration}.", flush=True)
         return None

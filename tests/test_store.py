@@ -1,7 +1,9 @@
-import dataclasses
+import hashlib
+import io
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ import torch
 from torch import nn
 
 from ctdl_lib.learning import train
-from machinery.store import Claim, ResultError, Store, table
+from machinery.claims import Measurement
+from machinery.store import ResultError, Store, fetch
 
 SETTINGS = {"steps": 5, "lr": 0.1, "shape": (2, 1)}
 
@@ -120,29 +123,126 @@ def test_numbers_are_not_measured_again_before_the_chapter_has_ended(tmp_path):
     assert store.measure("m", {"n": 3}, lambda: {"a": 2}).numbers == {"a": 2}
 
 
+def rows_of(folder):
+    return json.loads((folder / "claims" / "chapter.json").read_text())
+
+
 def test_claims_are_stored_as_data_and_shown_as_a_table(tmp_path):
-    claim = Claim(
-        id="a.b",
-        source="haber2017stable",
-        says="it works",
-        published=98.0,
-        ours=99.25,
-        spread=0.5,
-        seeds=5,
-        unit="%",
-        verdict="improved",
-    )
-    shown = Store("chapter", "saved", folder=tmp_path).claims([claim])
-    (row,) = json.loads((tmp_path / "claims" / "chapter.json").read_text())
-    assert set(row) == {field.name for field in dataclasses.fields(Claim)}
-    assert row["ours"] == 99.25
-    assert "| 98 | 99.25 ± 0.5 % | 5 | *improved* |" in shown
-    assert table([claim]) == shown
+    row = Measurement("a.b", "a slide", "it works", 99.25, "%", published=98.0, spread=0.5, seeds=5)
+    shown = Store("chapter", "saved", folder=tmp_path).claims([row])
+    assert rows_of(tmp_path) == [row.row]
+    assert "| 98 | 99.25 ± 0.5 % | 5 |" in shown
 
 
-def test_a_claim_over_seeds_has_their_mean_and_deviation():
-    claim = Claim.over_seeds("a", "talk", "it works", [1, 2, 4], "%", verdict="reproduced")
-    assert (claim.ours, claim.spread, claim.seeds) == (2.333, 1.528, 3)
+def test_reading_a_chapter_leaves_stored_claims_alone_where_only_last_digits_differ(tmp_path):
+    store = Store("chapter", "saved", folder=tmp_path)
+    store.claims([Measurement("a", "a slide", "a number", 1.234)])
+    store.claims([Measurement("a", "a slide", "a number", 1.235)])
+    assert rows_of(tmp_path)[0]["ours"] == 1.234
+    store.claims([Measurement("a", "a slide", "a number", 1.3)])
+    assert rows_of(tmp_path)[0]["ours"] == 1.3
+    store.claims([Measurement("a", "a slide", "another number", 1.3)])
+    assert rows_of(tmp_path)[0]["statement"] == "another number"
+
+
+# --------------------------------------------------------------------- a folder of the reader's own
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def explore(tmp_path, net=None, **changes):
+    net = net or nn.Linear(2, 1)
+    store = Store("chapter", "explore", folder=tmp_path / "book", mine=tmp_path / "mine")
+    return store.fit("net", net, {**SETTINGS, **changes}, training(net))
+
+
+def test_exploring_loads_what_matches(tmp_path, capsys):
+    net, record = trained(tmp_path / "book")
+    other = nn.Linear(2, 1)
+    assert explore(tmp_path, other) == record
+    assert torch.equal(net.weight, other.weight)
+    assert not (tmp_path / "mine").exists()
+    assert capsys.readouterr().out == ""
+
+
+def test_exploring_trains_the_rest_into_a_folder_of_its_own_and_finds_it_there(tmp_path, capsys):
+    trained(tmp_path / "book")
+    before = contents(tmp_path / "book")
+    first, second = nn.Linear(2, 1), nn.Linear(2, 1)
+    record = explore(tmp_path, first, lr=0.2)
+    said = capsys.readouterr().out
+    assert "lr is 0.1 there and 0.2 here" in said
+    assert "mine/chapter, for about 1 s" in said
+    assert explore(tmp_path, second, lr=0.2) == record
+    assert torch.equal(first.weight, second.weight)
+    assert capsys.readouterr().out == ""
+    assert contents(tmp_path / "book") == before
+
+
+def test_exploring_measures_and_claims_without_touching_the_book(tmp_path):
+    book = Store("chapter", "train", folder=tmp_path / "book")
+    book.measure("m", {"n": 3}, lambda: {"a": 1})
+    book.claims([Measurement("a", "a slide", "a number", 1.0)])
+    before = contents(tmp_path / "book")
+    store = Store("chapter", "explore", folder=tmp_path / "book", mine=tmp_path / "mine")
+    assert store.measure("m", {"n": 3}, dict).numbers == {"a": 1}
+    assert store.measure("m", {"n": 4}, lambda: {"a": 2}).numbers == {"a": 2}
+    assert "2" in store.claims([Measurement("a", "a slide", "a number", 2.0)])
+    again = Store("chapter", "explore", folder=tmp_path / "book", mine=tmp_path / "mine")
+    assert again.measure("m", {"n": 4}, lambda: pytest.fail("it measures")).numbers == {"a": 2}
+    assert contents(tmp_path / "book") == before
+
+
+def test_exploring_works_where_the_book_has_no_results(tmp_path):
+    record = explore(tmp_path)
+    assert len(record.losses) == 5
+    assert not (tmp_path / "book").exists()
+
+
+def test_a_notebook_shows_the_error_without_a_traceback(tmp_path):
+    trained(tmp_path)
+    with pytest.raises(ResultError) as caught:
+        load(tmp_path, lr=0.2)
+    (line,) = caught.value._render_traceback_()
+    assert 'set run = "explore"' in line
+
+
+# ------------------------------------------------------------------------- results of a release
+
+
+def archive(path, name, data=b"{}"):
+    with tarfile.open(path, "w:gz") as file:
+        entry = tarfile.TarInfo(name)
+        entry.size = len(data)
+        file.addfile(entry, io.BytesIO(data))
+    return path.as_uri(), hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_results_are_fetched_with_their_checksum(tmp_path):
+    address, checksum = archive(tmp_path / "a.tar.gz", "claims/chapter.json")
+    assert fetch(address, checksum, tmp_path / "results") == tmp_path / "results"
+    assert (tmp_path / "results" / "claims" / "chapter.json").read_bytes() == b"{}"
+
+
+def test_another_file_than_the_promised_one_is_not_unpacked(tmp_path):
+    address, _ = archive(tmp_path / "a.tar.gz", "claims/chapter.json")
+    with pytest.raises(ResultError, match=r"has the checksum .*, and 000 was expected"):
+        fetch(address, "000", tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_archive_cannot_write_outside_of_its_folder(tmp_path):
+    address, checksum = archive(tmp_path / "a.tar.gz", "../escaped.json")
+    with pytest.raises(tarfile.OutsideDestinationError):
+        fetch(address, checksum, tmp_path / "results")
+    assert not (tmp_path / "escaped.json").exists()
+
+
+def test_without_any_results_the_error_says_how_to_get_them(tmp_path):
+    with pytest.raises(ResultError, match=r"no folder .*book's repository, fetch .* or train"):
+        load(tmp_path / "nowhere")
 
 
 # ------------------------------------------------------------------------------- faults
@@ -190,6 +290,7 @@ def test_a_broken_result_is_refused_with_the_remedy(name, tmp_path):
     with pytest.raises(ResultError, match=message) as caught:
         load(tmp_path)
     assert "make train CHAPTER=chapter" in str(caught.value)
+    assert 'run = "explore"' in str(caught.value)
 
 
 def test_other_settings_are_named(tmp_path):
@@ -202,13 +303,9 @@ def test_other_settings_are_named(tmp_path):
         load(tmp_path, nn.Linear(3, 1))
 
 
-def test_an_unknown_run_or_verdict_is_refused():
-    with pytest.raises(ValueError, match='"saved", "train" or "smoke", got \'full\''):
+def test_an_unknown_run_is_refused():
+    with pytest.raises(ValueError, match="one of saved, explore, train, smoke, got 'full'"):
         Store.__init__.__wrapped__(object.__new__(Store), "chapter", "full")
-    with pytest.raises(ValueError, match="verdict must be one of"):
-        Claim(id="a", source="", says="", ours=1.0, verdict="great")
-    with pytest.raises(ValueError, match="needs its reason"):
-        Claim(id="a", source="", says="", ours=1.0, verdict="differs")
 
 
 def test_two_processes_that_write_one_result_lose_nothing(tmp_path):
@@ -219,10 +316,3 @@ def test_two_processes_that_write_one_result_lose_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     temporary = [p for p in (tmp_path / "chapter").iterdir() if p.name.startswith(".net.json.")]
     assert not temporary
-
-
-def test_many_numbers_of_a_claim_stand_below_each_other():
-    claim = Claim("a", "talk", "it works", [1.0, 2.0, 3.0], "reproduced", spread=0.1, unit="%")
-    assert "| 1,<br>2,<br>3 ± 0.1 % |" in table([claim])
-    pair = Claim("a", "talk", "it works", [1.0, 2.0], "reproduced")
-    assert "| 1, 2 |" in table([pair])
