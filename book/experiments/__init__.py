@@ -1,0 +1,1 @@
+"""Experiments of the chapters, as code that notebooks and tests call."""
