@@ -195,3 +195,39 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         list(train(linear(), square, data, steps=5, checkpoint=tmp_path / "run"))
     with pytest.raises(ValueError, match="another run"):
         list(train(nn.Linear(3, 1), square, data, steps=4, checkpoint=tmp_path / "run"))
+
+
+def noisy(net, k):
+    return (net(torch.ones(2)) - k).square().sum()
+
+
+def test_the_average_is_that_of_the_parameters_after_each_step():
+    def by_hand(mean, value):
+        return 0.9 * mean + 0.1 * value
+
+    raw, averaged = linear(), linear()
+    mean = raw.weight.detach().clone()
+    for _ in train(raw, noisy, float, steps=7, lr=0.1):
+        mean = by_hand(mean, raw.weight.detach())
+    list(itertools.islice(train(averaged, noisy, float, steps=7, lr=0.1, average=0.9), 7))
+    assert torch.allclose(averaged.weight, mean, atol=1e-6)
+    assert not torch.allclose(averaged.weight, raw.weight, atol=1e-3)
+
+
+def test_an_average_goes_on_bit_identical(tmp_path):
+    def start(checkpoint, until):
+        net = linear()
+        how = {"steps": 20, "lr": 0.1, "average": 0.9, "checkpoint": checkpoint, "every": 4}
+        list(itertools.islice(train(net, noisy, float, **how), until))
+        return net.weight.detach()
+
+    whole, path = start(None, None), tmp_path / "run"
+    for until in (6, 9, 15):
+        start(path, until)
+    assert torch.equal(whole, start(path, None))
+    assert torch.equal(whole, start(path, None))  # what has ended is only loaded again
+    with pytest.raises(ValueError, match="average=1"):
+        next(train(linear(), noisy, float, steps=3, average=1.0))
+    list(train(linear(), noisy, float, steps=3, checkpoint=tmp_path / "plain"))
+    with pytest.raises(ValueError, match="another run"):
+        next(train(linear(), noisy, float, steps=3, average=0.9, checkpoint=tmp_path / "plain"))

@@ -38,6 +38,7 @@ def train(
     lr: float | Callable[[int], float] = 1e-3,
     optimizer: torch.optim.Optimizer | None = None,
     max_grad_norm: float | None = None,
+    average: float | None = None,
     checkpoint: Path | None = None,
     every: int = 100,
 ) -> Iterator[Step]:
@@ -52,27 +53,39 @@ def train(
         lr: a number or a schedule, step ↦ lr (see `cosine`).
         optimizer: Adam by default; any other, L-BFGS too, over the parameters of `model`.
         max_grad_norm: the gradient is scaled down to at most this norm.
+        average: a in [0, 1). After the last step the parameters θ of the model are replaced by
+            their exponential average, θ̄ ← a θ̄ + (1 − a) θ after each step, from the initial θ.
         checkpoint: a file, written atomically after every `every` steps and at the end.
 
     Raises:
         TrainingError: a term or the gradient is not finite. Nothing was updated by that step, and
             the last checkpoint stays.
-        ValueError: the checkpoint belongs to another model, optimizer or number of steps.
+        ValueError: the checkpoint belongs to another model, optimizer or number of steps, or
+            `average` is not in [0, 1).
     """
+    if average is not None and not 0 <= average < 1:
+        raise ValueError(f"{average=} must be in [0, 1), or None for the last parameters")
     schedule = lr if callable(lr) else lambda step: lr
     optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=schedule(0))
     done: list[Step] = []
+    mean = None if average is None else _copies(model)
     if checkpoint is not None and checkpoint.exists():
-        done = _restore(checkpoint, model, optimizer, steps)
+        done = _restore(checkpoint, model, optimizer, steps, mean)
+        if len(done) == steps:
+            _replace(model, mean)
         yield from tuple(done)
     elapsed, started = (done[-1].seconds if done else 0.0), time.monotonic()
     for index in range(len(done), steps):
         for group in optimizer.param_groups:
             group["lr"] = schedule(index)
         evaluated = _update(model, loss, batches(index), index, optimizer, max_grad_norm)
+        for name, value in (mean or {}).items():
+            value.lerp_(model.get_parameter(name).detach(), 1 - average)
         done.append(Step(index, *evaluated, seconds=elapsed + time.monotonic() - started))
         if checkpoint is not None and ((index + 1) % every == 0 or index + 1 == steps):
-            _keep(checkpoint, model, optimizer, steps, done)
+            _keep(checkpoint, model, optimizer, steps, done, mean)
+        if index + 1 == steps:
+            _replace(model, mean)  # before the caller sees the last step, and may not come back
         yield done[-1]
 
 
@@ -133,7 +146,17 @@ def _update(model, loss, batch, index, optimizer, max_grad_norm):
 _ADVICE = "lower lr, set max_grad_norm, or look at that batch"
 
 
-def _keep(path: Path, model, optimizer, steps: int, done: list[Step]) -> None:
+def _copies(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+@torch.no_grad()
+def _replace(model: nn.Module, mean: dict[str, Tensor] | None) -> None:
+    for name, value in (mean or {}).items():
+        model.get_parameter(name).copy_(value)
+
+
+def _keep(path: Path, model, optimizer, steps: int, done: list[Step], mean) -> None:
     history = {
         "losses": torch.tensor([s.loss for s in done], dtype=torch.float64),
         "terms": {
@@ -150,17 +173,20 @@ def _keep(path: Path, model, optimizer, steps: int, done: list[Step]) -> None:
             "model": dict(model.state_dict()),
             "optimizer": optimizer.state_dict(),
             "history": history,
-        },
+        }
+        | ({} if mean is None else {"average": mean}),
     )
 
 
-def _restore(path: Path, model, optimizer, steps: int) -> list[Step]:
+def _restore(path: Path, model, optimizer, steps: int, mean) -> list[Step]:
     kept = storage.load(path)
     try:
         if kept["steps"] != steps:
             raise ValueError(f"it was made for steps={kept['steps']}, not {steps}")
         model.load_state_dict(kept["model"])
         optimizer.load_state_dict(kept["optimizer"])
+        for name, value in (mean or {}).items():
+            value.copy_(kept["average"][name])
     except (KeyError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"the checkpoint {path} belongs to another run ({error}); delete it to start afresh"

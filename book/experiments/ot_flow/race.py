@@ -76,7 +76,7 @@ def _ffjord_steps(flow: Flow, seed: int, steps: int, file: Path | None) -> Itera
     def batch(k: int) -> Tensor:
         return TOYS[DENSITY].sample(FFJORD["batch"], seeded(seed, k + 1))
 
-    def loss(flow: Flow, x: Tensor) -> Tensor:
+    def loss(flow: Any, x: Tensor) -> Tensor:
         return -flow.log_prob(x).mean()
 
     lr = cosine(FFJORD["lr"], FFJORD["steps"])
@@ -86,9 +86,9 @@ def _ffjord_steps(flow: Flow, seed: int, steps: int, file: Path | None) -> Itera
 def compete(store: Store, name: str, seed: int) -> Finish:
     """The entrant `name` ("OT-Flow" or "FFJORD") at the goal: 0.05 nats above the least NLL."""
     is_ours = name == "OT-Flow"
-    names = ("density", "alpha", "beta", "rk4", "steps", "batch", "lr", "width", "layers")
+    parts = ("density", "alpha", "beta", "rk4", "steps", "batch", "lr", "width", "layers")
     plain: dict[str, Any] = {"max_grad_norm": None, "average": None}
-    key = Settings(**{part: OT_FLOW[part] for part in names}, **plain)
+    key = Settings(**{part: OT_FLOW[part] for part in parts}, **plain)
     flow = solved(untrained(key, seed), steps=16) if is_ours else ffjord(seed)
     x = checked()
     least = mean_nll(TOYS[DENSITY], x)
@@ -140,7 +140,7 @@ def _runs(ours: Flow, theirs: Flow, n: int) -> dict[str, Callable[[], Any]]:
         exact = solved(flow, tol=1e-6).inverse(z[:1000])
         return (solved(flow, **solver).inverse(z[:1000]) - exact).norm(dim=1).mean().item()
 
-    def step(velocity: nn.Module, loss: Callable[[nn.Module], Tensor]) -> None:
+    def step(velocity: nn.Module, loss: Callable[[Any], Any]) -> None:
         velocity.requires_grad_(True).zero_grad()
         loss(velocity).backward()
 
@@ -155,7 +155,7 @@ def _runs(ours: Flow, theirs: Flow, n: int) -> dict[str, Callable[[], Any]]:
         "sample FFJORD, as close": solved(theirs, tol=loose),
     }
     weights = {"likelihood": 30, "hjb": 1}
-    steps = {
+    steps: dict[str, Callable[[Any], Any]] = {
         "OT-Flow": lambda v: sum(ot_flow(v, x, steps=4, **weights).values()),
         "FFJORD": partial(adaptive, backprop="adjoint"),
         "FFJORD, through": adaptive,

@@ -135,8 +135,8 @@ def records(store: Store, seeds: Sequence[int] = SEEDS) -> dict[str, list[dict[s
 
 
 def table_lines(rows: dict[str, list[dict[str, float]]]) -> Iterator[str]:
-    """The lines of a Markdown table of means over the splits."""
-    yield "| model | test NLL | MMD², 10⁻³ | weights | evaluations | training, s | 1,000 samples, s |"
+    """The lines of a Markdown table of means over the splits, with times in seconds."""
+    yield "| model | test NLL | MMD², 10⁻³ | weights | evaluations | training | 1,000 samples |"
     yield "|---|---:|---:|---:|---:|---:|---:|"
     for name, found in rows.items():
         mean = {k: metrics.spread([row[k] for row in found]) for k in found[0]}

@@ -1,0 +1,1 @@
+"""Experiments of the chapter on OT-Flow: densities in the plane, steps and traces, images."""

@@ -1,0 +1,91 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from ctdl_lib.problems.densities import TOYS
+from experiments.ot_flow import densities, helped, images, steps
+from machinery.store import Store
+
+
+def test_settings_are_frozen_and_made_for_all_densities():
+    key = densities.settings("circles")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        key.alpha = 1
+    for kind in (images.Coding(), images.Flowing(), steps.Row(0.0, 0.0, 0.0, 0.0)):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(kind, dataclasses.fields(kind)[0].name, 1)
+    assert set(densities.CHOSEN) == set(densities.PUBLISHED) == set(TOYS)
+    assert all(key.density == name for name, key in densities.CHOSEN.items())
+    assert densities.settings("circles", steps=5) == dataclasses.replace(key, steps=5)
+    with pytest.raises(ValueError, match="'rings'"):
+        densities.settings("rings")
+
+
+def test_what_is_switched_off_is_not_stored():
+    off = densities.described(densities.plain("moons"))
+    assert not {"average", "max_grad_norm", "schedule"} & set(off)
+    on = densities.described(densities.plain("moons", average=0.9, schedule="constant"))
+    assert on["average"] == 0.9
+    assert on["schedule"] == "constant"
+
+
+@pytest.mark.parametrize("name", ["circles", "2spirals"])
+def test_a_smoke_fit_leaves_no_file(tmp_path, name):
+    flow = densities.fit(Store("07_ot_flow", "smoke", folder=tmp_path), name, 10)
+    assert not list(tmp_path.rglob("*"))
+    (row,) = densities.nll_table({name: [flow]}, seeds=[10], points=50)
+    assert math.isfinite(row.gap)
+    assert row.nll - row.least == pytest.approx(row.gap)
+    assert name in densities.shown([row])
+
+
+@pytest.mark.parametrize("name", list(TOYS))
+def test_the_true_density_has_no_gap(name):
+    x = densities.held_out(name, 100)
+    assert densities.difference(TOYS[name], name, x) == (0.0, 0.0)
+
+
+def test_a_stopped_fit_goes_on_to_the_same_average(tmp_path):
+    key = densities.settings("circles", steps=8, batch=16)
+
+    def weights(file, until):
+        flow = densities.untrained(key, 0)
+        for step in densities.steps_of(flow, key, 0, key.steps, file):
+            if step.index + 1 == until:
+                break
+        return torch.cat([p.detach().flatten() for p in flow.parameters()])
+
+    whole = weights(None, None)
+    weights(tmp_path / "run", key.steps)
+    assert torch.equal(whole, weights(tmp_path / "run", None))
+
+
+def test_straight_paths_do_not_bend_and_a_semicircle_does():
+    t = torch.linspace(0, 1, 33)[:, None, None]
+    line = t * torch.tensor([[1.0, 2.0], [3.0, 1.0]])
+    assert steps.bend_of(line) == pytest.approx(0, abs=1e-6)
+    angle = math.pi * torch.linspace(0, 1, 1001, dtype=torch.float64)[:, None, None]
+    circle = torch.cat([angle.cos(), angle.sin()], 2)
+    assert steps.bend_of(circle) == pytest.approx(math.pi / 2 - 1, abs=1e-5)
+
+
+def test_more_steps_invert_better():
+    flow = densities.untrained(densities.settings("8gaussians"), 0).requires_grad_(False)
+    few, many = steps.by_steps([flow], densities.held_out("8gaussians", 50), counts=(2, 16))
+    assert many.inverse_error[0] < few.inverse_error[0]
+
+
+def test_each_change_is_taken_back_alone():
+    chosen, *others = (dataclasses.asdict(k) for k in helped.changes("circles").values())
+    for other in others:
+        assert sum(other[part] != chosen[part] for part in chosen) == 1
+
+
+def test_smoke_runs_of_the_measurements_leave_no_file(tmp_path):
+    store = Store("07_ot_flow", "smoke", folder=tmp_path)
+    assert len(steps.ablation(store, seeds=[10])["β=1, 2 steps"]) == 1
+    assert len(helped.helped(store, seeds=[0])["circles"]["chosen"]) == 1
+    assert len(helped.curve(store)["chosen"]) == 1
+    assert not list(tmp_path.rglob("*"))
