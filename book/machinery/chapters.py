@@ -342,7 +342,8 @@ def committed_claims(chapter: Chapter, revision: str) -> list[dict[str, Any]]:
 
 def execute_command(arguments: argparse.Namespace) -> int:
     """Execute the chapters whose notebook is out of date, or all that are named."""
-    for chapter in with_evidence(find_chapters(arguments.names)):
+    # Evidence first: it writes the verdicts that its lecture shows.
+    for chapter in reversed(with_evidence(find_chapters(arguments.names)[::-1])):
         reasons = list(pair_problems(chapter))
         if not reasons and not arguments.all:
             print(f"{chapter.name}: up to date")

@@ -390,6 +390,15 @@ def control(row: Claim) -> str:
     return f"{row.control.says}: {_mean(row.control.ours)}"
 
 
+def sentences(rows: Iterable[Row], ids: Sequence[str]) -> str:
+    """The statements of some claims with their verdicts, as a Markdown list for a lecture."""
+    known = {row.id: row for row in rows if isinstance(row, Claim)}
+    return "\n".join(
+        f"- {row.statement}: **{row.verdict}** ({value(row)}; {control(row)})."
+        for row in (known[id] for id in ids if id in known)
+    )
+
+
 def _published(row: Row) -> str:
     return "" if row.published is None else f", published {_number(row.published)}"
 

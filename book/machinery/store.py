@@ -305,6 +305,13 @@ class _TornError(ResultError):
     """Weights and record are of different results."""
 
 
+def device_of(name: str) -> str:
+    """The device that a chapter's parameter names: "auto" takes a GPU where there is one."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def results_folder() -> Path:
     """The folder of all results: beside the notebook, above it, or in the book."""
     here = Path("results"), Path("..") / "results"

@@ -121,7 +121,7 @@ def clocks(store: Store, raced: dict[str, list[Finish]], seeds: Sequence[int] = 
     def compute() -> dict[str, list[float]]:
         found: dict[str, list[float]] = {}
         for pair in zip(*raced.values(), strict=True):
-            runs = _runs(*(finish.flow for finish in pair), n)
+            runs = _runs(pair[0].flow, pair[1].flow, n)
             best = instruments.interleaved_times(runs, rounds=1 if smoke else 5)
             for name, seconds in best.items():
                 found.setdefault(name, []).append(1e3 * seconds)

@@ -1,0 +1,142 @@
+"""What the lecture on OT-Flow draws, loaded or trained by one call."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from ctdl_lib.generative import Flow
+from ctdl_lib.problems.densities import TOYS
+from machinery import claims, plotting
+from machinery.store import Run, Store, device_of, results_folder
+
+from . import densities, race, steps
+
+CHAPTER = "07_ot_flow"
+COUNTS = (1, 2, 4, 8, 16)
+SENTENCES = (
+    "otflow.8gaussians.gap",
+    "otflow.2spirals.gap",
+    "otflow.rivals.otflow.bend",
+    "otflow.hjb.straighter",
+    "otflow.steps.nll_change",
+    "otflow.sampling_speedup_vs_ffjord",
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The stored flows of one seed, and the ablation over all seeds."""
+
+    densities: dict[str, Flow]
+    equally_likely: dict[str, Flow]
+    ablation: dict[str, list[steps.Row]]
+    points: int
+
+    def gap_table(self) -> str:
+        """The gaps of the drawn flows above the least possible NLL, as a Markdown table."""
+        rows = [
+            densities.gap(flow, name, 0, densities.held_out(name, self.points))
+            for name, flow in self.densities.items()
+        ]
+        head = " | ".join(row.density for row in rows)
+        least = " | ".join(f"{row.least:.2f}" for row in rows)
+        gaps = " | ".join(f"{row.gap:.2f}" for row in rows)
+        rule = "|---|" + "---:|" * len(rows)
+        return f"| nats | {head} |\n{rule}\n| least NLL | {least} |\n| gap of the flow | {gaps} |"
+
+
+def results(run: Run, device: str = "cpu", seed: int = 0) -> Results:
+    """The results that the lecture shows: loaded, trained or tried out as `run` says."""
+    store = Store(CHAPTER, run)
+    device = device_of(device)
+    first = seed + densities.SEEDS[0]
+    flows = {name: densities.fit(store, name, first, device) for name in TOYS}
+    names = ("FFJORD", "OT-Flow")
+    seeds = [seed + s for s in densities.SEEDS]
+    return Results(
+        densities=flows,
+        equally_likely={name: race.compete(store, name, first).flow for name in names},
+        ablation=steps.ablation(store, seeds, device),
+        points=200 if run == "smoke" else 5_000,
+    )
+
+
+def verdicts() -> str:
+    """What the evidence says of the talk's sentences, as a Markdown list."""
+    rows = claims.read(results_folder() / "claims" / f"{CHAPTER}.json")
+    return claims.sentences(rows, SENTENCES)
+
+
+def paths(ax: Axes, flow: Flow, x: Tensor, times: Tensor) -> None:
+    """Draw the paths of points to the reference, with a dot at their ends."""
+    path = flow(x, save_at=times)
+    ax.plot(*path.permute(2, 0, 1), lw=0.6, c=plotting.COLORS[0])
+    ax.plot(*path[-1].T, ".", ms=2, c=plotting.COLORS[1])
+
+
+def draw_density(
+    column: Sequence[Axes], name: str, flow: Flow, seeded: Callable[[int], torch.Generator]
+) -> None:
+    """Draw samples of the data, the learned density, its samples, and paths to the reference."""
+    R, side = (4.2 if name in ("checkerboard", "circles") else 3.8), 80
+    axis = torch.linspace(-R, R, side)
+    flow = densities.solved(flow, steps=16)
+    density = flow.log_prob(torch.cartesian_prod(axis, axis)).exp().reshape(side, side)
+    data = densities.held_out(name, 1500)
+    for ax, dots in ((column[0], data), (column[2], flow.sample(1500, seeded(0)))):
+        ax.scatter(*dots.T, s=0.4, c="black", linewidths=0, rasterized=True)
+    column[1].pcolormesh(axis, axis, density.T, rasterized=True)
+    paths(column[3], flow, data[:40], torch.linspace(0, 1, 9))
+    for ax in column:
+        ax.set(xlim=(-R, R), ylim=(-R, R), xticks=[], yticks=[], aspect="equal")
+    column[0].xaxis.set_label_position("top")
+    column[0].set_xlabel(name)
+
+
+def draw_steps(left: Axes, right: Axes, found: Results) -> None:
+    """Draw gaps against steps of a solve, and what training believed beside what is true."""
+    x = densities.held_out("8gaussians", found.points)
+    least = densities.mean_nll(TOYS["8gaussians"], x)
+    for (name, flow), marker in zip(found.equally_likely.items(), plotting.MARKERS, strict=False):
+        rows = steps.by_steps([flow], x, COUNTS)
+        gaps = [row.nll[0] - least for row in rows]
+        left.plot(COUNTS, gaps, marker=marker, label=name)
+    left.set(xlabel="Runge–Kutta steps", ylabel="gap (nats)", xscale="log")
+    left.set_xticks(COUNTS, [str(n) for n in COUNTS])
+    left.legend()
+    _draw_beliefs(right, found.ablation, least)
+
+
+def _draw_beliefs(ax: Axes, ablation: dict[str, list[steps.Row]], least: float) -> None:
+    labels: list[str] = []
+    for i, (name, rows) in enumerate(item for item in ablation.items() if "steps" in item[0]):
+        labels.append(name.replace(" steps", "").replace(", ", "\n"))
+        for j, row in enumerate(rows):
+            at: dict[str, Any] = {"label": None if i or j else "believed in training"}
+            ax.plot(i - 0.12, row.believed - least, plotting.MARKERS[0], c=plotting.COLORS[0], **at)
+            at = {"label": None if i or j else "by a fine solve"}
+            ax.plot(i + 0.12, row.true - least, plotting.MARKERS[1], c=plotting.COLORS[1], **at)
+    ax.axhline(0, c="black", lw=0.8)
+    ax.set_xticks(range(len(labels)), labels)
+    ax.set(yscale="symlog", ylabel="gap (nats)", xlabel="penalty β and steps in training")
+    ax.legend()
+
+
+def draw_alpha(ax: Axes, found: Results) -> None:
+    """Draw the cost of transport against the gap as the weight α of the likelihood grows."""
+    x = densities.held_out("8gaussians", found.points)
+    least = densities.mean_nll(TOYS["8gaussians"], x)
+    for name, rows in found.ablation.items():
+        if not name.startswith("α"):
+            continue
+        cost = sum(row.cost for row in rows) / len(rows)
+        gap = sum(row.true for row in rows) / len(rows) - least
+        ax.plot(cost, gap, "o", c=plotting.COLORS[0])
+        ax.annotate(name, (cost, gap), xytext=(5, 3), textcoords="offset points")
+    ax.set(xlabel="mean transport cost of a point", ylabel="gap (nats)", yscale="log")
+    plt.margins(x=0.15)
