@@ -86,6 +86,6 @@ def test_each_change_is_taken_back_alone():
 def test_smoke_runs_of_the_measurements_leave_no_file(tmp_path):
     store = Store("07_ot_flow", "smoke", folder=tmp_path)
     assert len(steps.ablation(store, seeds=[10])["β=1, 2 steps"]) == 1
-    assert len(helped.helped(store, seeds=[0])["circles"]["chosen"]) == 1
-    assert len(helped.curve(store)["chosen"]) == 1
+    assert len(helped.helped(store, variants=["chosen"])["chosen"]) == 1
+    assert len(helped.curve(store, budgets=[100])["plain"]) == 1
     assert not list(tmp_path.rglob("*"))

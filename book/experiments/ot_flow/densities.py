@@ -74,11 +74,14 @@ def plain(name: str, **changes: Any) -> Settings:
     return Settings(name, **({"alpha": alpha, "beta": beta, "rk4": 6} | off | changes))
 
 
+# Only the circles have settings of their own: α = 5 holds them back. With 4 steps instead of 8 and
+# 1,200 iterations training learns to please its own solver: at seeds 10 and 11 it ended at an NLL
+# that was below the least by 4 steps (seed 10) and about a nat above it by a fine solve.
 CHOSEN = {
     "8gaussians": plain("8gaussians", lr=0.1),
     "checkerboard": plain("checkerboard", steps=3000),
     "swissroll": plain("swissroll", lr=0.05),
-    "circles": Settings("circles", steps=1200),
+    "circles": Settings("circles", rk4=8, steps=800),
     "moons": plain("moons", lr=0.05),
     "pinwheel": plain("pinwheel", lr=0.05),
     "2spirals": plain("2spirals", steps=3000),

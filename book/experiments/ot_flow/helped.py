@@ -6,11 +6,21 @@ from typing import Any
 
 from ctdl_lib.results import Store
 
-from .densities import PUBLISHED, Settings, gap, held_out, plain, settings, steps_of, untrained
+from .densities import (
+    PUBLISHED,
+    Settings,
+    described,
+    gap,
+    held_out,
+    plain,
+    settings,
+    steps_of,
+    untrained,
+)
 
-SEEDS = (0, 1)  # those on which settings are chosen
-DENSITIES = ("circles",)
-BUDGETS = (150, 300, 600, 1200)
+SEEDS = (0,)  # one of those on which settings are chosen
+MEASURED = ("chosen", "published alpha", "4 steps", "no average")
+BUDGETS = (100, 200, 400, 800)
 SMOKE_POINTS = 200
 
 
@@ -31,7 +41,8 @@ def changes(name: str) -> dict[str, Settings]:
         "no average": replace(key, average=None),
         "constant rate": replace(key, schedule="constant"),
         "half the batch": replace(key, batch=key.batch // 2),
-        "published α": replace(key, alpha=PUBLISHED[name][0]),
+        "published alpha": replace(key, alpha=PUBLISHED[name][0]),
+        "4 steps": replace(key, rk4=4),
         "not clipped": replace(key, max_grad_norm=None),
     }
 
@@ -46,26 +57,30 @@ def ending(key: Settings, seed: int, smoke: bool = False) -> Ending:
     return Ending(found.gap, found.standard_error, history[-1].seconds)
 
 
-def _measured(
-    store: Store, name: str, keys: dict[str, Settings], seeds: Sequence[int]
-) -> dict[str, list[Ending]]:
-    """The endings of all settings by their names, one a seed, kept in the store."""
+def _measured(store: Store, name: str, key: Settings, seeds: Sequence[int]) -> list[Ending]:
+    """The endings of one setting, one a seed, kept in the store under `name`."""
     smoke = store.run == "smoke"
-    tried = dict(list(keys.items())[:1]) if smoke else keys
 
     def compute() -> dict[str, Any]:
-        return {k: [asdict(ending(key, s, smoke)) for s in seeds] for k, key in tried.items()}
+        return {"rows": [asdict(ending(key, seed, smoke)) for seed in seeds]}
 
-    stored = {"variants": {k: asdict(key) for k, key in keys.items()}, "seeds": list(seeds)}
-    numbers = store.measure(name, stored, compute).numbers
-    return {k: [Ending(**row) for row in rows] for k, rows in numbers.items()}
+    numbers = store.measure(name, described(key) | {"seeds": list(seeds)}, compute).numbers
+    return [Ending(**row) for row in numbers["rows"]]
 
 
 def helped(
-    store: Store, densities: Sequence[str] = DENSITIES, seeds: Sequence[int] = SEEDS
-) -> dict[str, dict[str, list[Ending]]]:
-    """The endings for each density with all changes, and with each of them taken back."""
-    return {name: _measured(store, f"helped-{name}", changes(name), seeds) for name in densities}
+    store: Store,
+    name: str = "circles",
+    variants: Sequence[str] = MEASURED,
+    seeds: Sequence[int] = SEEDS,
+) -> dict[str, list[Ending]]:
+    """The endings with all changes ("chosen"), and with one of them taken back, one a seed.
+
+    Each variant is a record of its own, so that others can be measured later.
+    """
+    keys = changes(name)
+    record = {v: f"helped-{name}-{v.replace(' ', '-')}" for v in variants}
+    return {v: _measured(store, record[v], keys[v], seeds) for v in variants}
 
 
 def curve(
@@ -76,7 +91,9 @@ def curve(
     Each length is a run of its own, as both the schedule and the average depend on it.
     """
     starts = {"chosen": settings(name), "plain": plain(name, lr=0.05)}
-    keys = {f"{k} {n}": replace(key, steps=n) for k, key in starts.items() for n in budgets}
-    found = _measured(store, f"curve-{name}", keys, [seed])
-    chosen = [rows[0] for key, rows in found.items() if key.startswith("chosen")]
-    return {"chosen": chosen, "plain": [r[0] for k, r in found.items() if k.startswith("plain")]}
+
+    def row(kind: str, n: int) -> Ending:
+        key = replace(starts[kind], steps=n)
+        return _measured(store, f"curve-{name}-{kind}-{n}", key, [seed])[0]
+
+    return {kind: [row(kind, n) for n in budgets] for kind in starts}
