@@ -1,4 +1,4 @@
-"""Which of the changes to the published settings helped: each is taken back, one at a time."""
+"""Which changes to the settings help in short runs: each is made alone, and all together."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -7,20 +7,18 @@ from typing import Any
 from ctdl_lib.results import Store
 
 from .densities import (
-    PUBLISHED,
     Settings,
     described,
     gap,
     held_out,
-    plain,
     settings,
     steps_of,
     untrained,
 )
 
 SEEDS = (0,)  # one of those on which settings are chosen
-MEASURED = ("chosen", "published alpha", "4 steps", "no average")
-BUDGETS = (100, 200, 400, 800)
+STEPS = 250
+MEASURED = ("plain", "average", "alpha 100", "clipped", "constant rate")
 SMOKE_POINTS = 200
 
 
@@ -34,16 +32,17 @@ class Ending:
 
 
 def changes(name: str) -> dict[str, Settings]:
-    """The chosen settings of a density, and the same with one change taken back, by its name."""
-    key = settings(name)
+    """The settings of short runs by name: the chosen ones, and the same with one change or all."""
+    key = replace(settings(name), steps=STEPS)
+    all_of_them = {"alpha": 100.0, "max_grad_norm": 3.0, "average": 0.99, "rk4": 8}
     return {
-        "chosen": key,
-        "no average": replace(key, average=None),
+        "plain": key,
+        "average": replace(key, average=0.99),
+        "alpha 100": replace(key, alpha=100.0),
+        "clipped": replace(key, max_grad_norm=3.0),
         "constant rate": replace(key, schedule="constant"),
-        "half the batch": replace(key, batch=key.batch // 2),
-        "published alpha": replace(key, alpha=PUBLISHED[name][0]),
-        "4 steps": replace(key, rk4=4),
-        "not clipped": replace(key, max_grad_norm=None),
+        "twice the batch": replace(key, batch=2 * key.batch),
+        "all": replace(key, **all_of_them),
     }
 
 
@@ -74,26 +73,10 @@ def helped(
     variants: Sequence[str] = MEASURED,
     seeds: Sequence[int] = SEEDS,
 ) -> dict[str, list[Ending]]:
-    """The endings with all changes ("chosen"), and with one of them taken back, one a seed.
+    """The endings of short runs without and with changes (see `changes`), one a seed.
 
     Each variant is a record of its own, so that others can be measured later.
     """
     keys = changes(name)
     record = {v: f"helped-{name}-{v.replace(' ', '-')}" for v in variants}
     return {v: _measured(store, record[v], keys[v], seeds) for v in variants}
-
-
-def curve(
-    store: Store, name: str = "circles", budgets: Sequence[int] = BUDGETS, seed: int = 0
-) -> dict[str, list[Ending]]:
-    """The endings of runs of growing length, with the changes ("chosen") and without ("plain").
-
-    Each length is a run of its own, as both the schedule and the average depend on it.
-    """
-    starts = {"chosen": settings(name), "plain": plain(name, lr=0.05)}
-
-    def row(kind: str, n: int) -> Ending:
-        key = replace(starts[kind], steps=n)
-        return _measured(store, f"curve-{name}-{kind}-{n}", key, [seed])[0]
-
-    return {kind: [row(kind, n) for n in budgets] for kind in starts}
