@@ -1,4 +1,4 @@
-"""Which of the changes to the published settings helped: each is taken back, one at a time."""
+"""Which changes to the settings help in short runs: each is made alone, and all together."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -6,11 +6,19 @@ from typing import Any
 
 from machinery.store import Store
 
-from .densities import PUBLISHED, Settings, gap, held_out, plain, settings, steps_of, untrained
+from .densities import (
+    Settings,
+    described,
+    gap,
+    held_out,
+    settings,
+    steps_of,
+    untrained,
+)
 
-SEEDS = (0, 1)  # those on which settings are chosen
-DENSITIES = ("circles",)
-BUDGETS = (150, 300, 600, 1200)
+SEEDS = (0,)  # one of those on which settings are chosen
+STEPS = 250
+MEASURED = ("plain", "average", "alpha 100", "clipped", "constant rate")
 SMOKE_POINTS = 200
 
 
@@ -24,15 +32,17 @@ class Ending:
 
 
 def changes(name: str) -> dict[str, Settings]:
-    """The chosen settings of a density, and the same with one change taken back, by its name."""
-    key = settings(name)
+    """The settings of short runs by name: the chosen ones, and the same with one change or all."""
+    key = replace(settings(name), steps=STEPS)
+    all_of_them = {"alpha": 100.0, "max_grad_norm": 3.0, "average": 0.99, "rk4": 8}
     return {
-        "chosen": key,
-        "no average": replace(key, average=None),
+        "plain": key,
+        "average": replace(key, average=0.99),
+        "alpha 100": replace(key, alpha=100.0),
+        "clipped": replace(key, max_grad_norm=3.0),
         "constant rate": replace(key, schedule="constant"),
-        "half the batch": replace(key, batch=key.batch // 2),
-        "published α": replace(key, alpha=PUBLISHED[name][0]),
-        "not clipped": replace(key, max_grad_norm=None),
+        "twice the batch": replace(key, batch=2 * key.batch),
+        "all": replace(key, **all_of_them),
     }
 
 
@@ -46,37 +56,27 @@ def ending(key: Settings, seed: int, smoke: bool = False) -> Ending:
     return Ending(found.gap, found.standard_error, history[-1].seconds)
 
 
-def _measured(
-    store: Store, name: str, keys: dict[str, Settings], seeds: Sequence[int]
-) -> dict[str, list[Ending]]:
-    """The endings of all settings by their names, one a seed, kept in the store."""
+def _measured(store: Store, name: str, key: Settings, seeds: Sequence[int]) -> list[Ending]:
+    """The endings of one setting, one a seed, kept in the store under `name`."""
     smoke = store.run == "smoke"
-    tried = dict(list(keys.items())[:1]) if smoke else keys
 
     def compute() -> dict[str, Any]:
-        return {k: [asdict(ending(key, s, smoke)) for s in seeds] for k, key in tried.items()}
+        return {"rows": [asdict(ending(key, seed, smoke)) for seed in seeds]}
 
-    stored = {"variants": {k: asdict(key) for k, key in keys.items()}, "seeds": list(seeds)}
-    numbers = store.measure(name, stored, compute).numbers
-    return {k: [Ending(**row) for row in rows] for k, rows in numbers.items()}
+    numbers = store.measure(name, described(key) | {"seeds": list(seeds)}, compute).numbers
+    return [Ending(**row) for row in numbers["rows"]]
 
 
 def helped(
-    store: Store, densities: Sequence[str] = DENSITIES, seeds: Sequence[int] = SEEDS
-) -> dict[str, dict[str, list[Ending]]]:
-    """The endings for each density with all changes, and with each of them taken back."""
-    return {name: _measured(store, f"helped-{name}", changes(name), seeds) for name in densities}
-
-
-def curve(
-    store: Store, name: str = "circles", budgets: Sequence[int] = BUDGETS, seed: int = 0
+    store: Store,
+    name: str = "circles",
+    variants: Sequence[str] = MEASURED,
+    seeds: Sequence[int] = SEEDS,
 ) -> dict[str, list[Ending]]:
-    """The endings of runs of growing length, with the changes ("chosen") and without ("plain").
+    """The endings of short runs without and with changes (see `changes`), one a seed.
 
-    Each length is a run of its own, as both the schedule and the average depend on it.
+    Each variant is a record of its own, so that others can be measured later.
     """
-    starts = {"chosen": settings(name), "plain": plain(name, lr=0.05)}
-    keys = {f"{k} {n}": replace(key, steps=n) for k, key in starts.items() for n in budgets}
-    found = _measured(store, f"curve-{name}", keys, [seed])
-    chosen = [rows[0] for key, rows in found.items() if key.startswith("chosen")]
-    return {"chosen": chosen, "plain": [r[0] for k, r in found.items() if k.startswith("plain")]}
+    keys = changes(name)
+    record = {v: f"helped-{name}-{v.replace(' ', '-')}" for v in variants}
+    return {v: _measured(store, record[v], keys[v], seeds) for v in variants}
