@@ -80,7 +80,7 @@ def train(
             group["lr"] = schedule(index)
         evaluated = _update(model, loss, batches(index), index, optimizer, max_grad_norm)
         for name, value in (mean or {}).items():
-            value.lerp_(model.get_parameter(name).detach(), 1 - average)
+            value.lerp_(model.get_parameter(name).detach(), 1 - (average or 0.0))
         done.append(Step(index, *evaluated, seconds=elapsed + time.monotonic() - started))
         if checkpoint is not None and ((index + 1) % every == 0 or index + 1 == steps):
             _keep(checkpoint, model, optimizer, steps, done, mean)

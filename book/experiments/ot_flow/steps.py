@@ -11,7 +11,7 @@ from torch import Tensor
 from ctdl_lib import metrics
 from ctdl_lib.calculus import hutchinson
 from ctdl_lib.flows import Flow
-from ctdl_lib.potentials import ResNetPotential
+from ctdl_lib.potentials import Potential, ResNetPotential
 from ctdl_lib.results import Record, Store
 from ctdl_lib.transport import transport
 
@@ -90,7 +90,8 @@ def trial() -> Settings:
 
 def variants() -> dict[str, dict[str, float]]:
     """The changes of each variant: the penalty on and off with 2, 4, 8 steps, and values of α."""
-    found = {f"β={b}, {n} steps": {"beta": b, "rk4": n} for n in (2, 4, 8) for b in (1, 0)}
+    found: dict[str, dict[str, float]] = {}
+    found |= {f"β={b}, {n} steps": {"beta": b, "rk4": n} for n in (2, 4, 8) for b in (1, 0)}
     return found | {f"α={a}": {"alpha": a} for a in (1, 3, 10, 100, 300)}
 
 
@@ -120,6 +121,7 @@ def _numbers(variant: str, seed: int, x: Tensor, smoke: bool, device: str) -> li
     """The entries of one `Row`, after a training with the changes of `variant`."""
     key = Settings(**{**trial().__dict__, **variants()[variant]})
     flow = untrained(key, seed)
+    assert isinstance(flow.velocity, Potential)
     list(steps_of(flow, key, seed, 3 if smoke else key.steps, None, device))
     flow.requires_grad_(False)
     cost = transport(flow.velocity, x, steps=16).transport_cost.mean().item()
