@@ -1,6 +1,6 @@
 """How few steps OT-Flow needs, what its penalty and its weight α do, and what a trace costs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -88,10 +88,9 @@ def trial() -> Settings:
     return Settings("8gaussians", alpha, beta, rk4=6, steps=400, batch=512, lr=0.1, **plain)
 
 
-def variants() -> dict[str, dict[str, float]]:
+def variants() -> Mapping[str, Mapping[str, float]]:
     """The changes of each variant: the penalty on and off with 2, 4, 8 steps, and values of α."""
-    found: dict[str, dict[str, float]] = {}
-    found |= {f"β={b}, {n} steps": {"beta": b, "rk4": n} for n in (2, 4, 8) for b in (1, 0)}
+    found = {f"β={b}, {n} steps": {"beta": b, "rk4": n} for n in (2, 4, 8) for b in (1, 0)}
     return found | {f"α={a}": {"alpha": a} for a in (1, 3, 10, 100, 300)}
 
 
