@@ -75,7 +75,7 @@ def plain(name: str, **changes: Any) -> Settings:
 
 # Candidates with α = 100, an average and clipping were worse than these on the circles, at a seed
 # that had no part in their choice: the gap was 0.40 with 8 steps and 800 iterations (seed 10), and
-# 1.06 with 4 steps and 1,200, whose own solver saw an NLL below the least (see `CANDIDATES`).
+# 1.06 with 4 steps and 1,200, whose own solver saw an NLL below the least.
 CHOSEN = {
     "8gaussians": plain("8gaussians", lr=0.1),
     "checkerboard": plain("checkerboard", steps=3000),
@@ -84,10 +84,6 @@ CHOSEN = {
     "moons": plain("moons", lr=0.05),
     "pinwheel": plain("pinwheel", lr=0.05),
     "2spirals": plain("2spirals", steps=3000),
-}
-CANDIDATES = {
-    "8 steps": Settings("circles", rk4=8, steps=800),
-    "4 steps": Settings("circles", rk4=4, steps=1200),
 }
 
 

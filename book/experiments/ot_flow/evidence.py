@@ -19,7 +19,7 @@ from machinery.claims import (
 )
 from machinery.store import Run, Store, device_of
 
-from . import densities, images, race, steps, tabular
+from . import densities, helped, images, race, steps, tabular
 
 CHAPTER = "07_ot_flow"
 PAPER = "Onken et al. 2021, abstract"
@@ -35,6 +35,7 @@ class Evidence:
     gaussian: dict[str, list[float]]
     by_steps: dict[str, list[steps.BySteps]]
     ablation: dict[str, list[steps.Row]]
+    tried: dict[str, list[helped.Ending]]
     raced: dict[str, list[race.Finish]]
     clock: dict[str, list[float]]
     trace: dict[str, dict[str, float]]
@@ -76,6 +77,7 @@ def gather(run: Run, device: str = "cpu", seed: int = 0) -> Evidence:
         gaussian={name: gaussian_gaps(name, seeds, points) for name in flows},
         by_steps={k: steps.by_steps([f.flow for f in v], x) for k, v in raced.items()},
         ablation=steps.ablation(store, seeds, device),
+        tried=helped.helped(store),
         raced=raced,
         clock=race.clocks(store, raced, seeds).numbers,
         trace=steps.trace_costs(store, seed).numbers,

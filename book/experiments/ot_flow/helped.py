@@ -18,7 +18,7 @@ from .densities import (
 
 SEEDS = (0,)  # one of those on which settings are chosen
 STEPS = 250
-MEASURED = ("plain", "average", "alpha 100", "clipped", "constant rate")
+MEASURED = ("plain", "average", "alpha 100", "clipped", "constant rate", "all")
 SMOKE_POINTS = 200
 
 

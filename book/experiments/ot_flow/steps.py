@@ -119,6 +119,7 @@ def _numbers(variant: str, seed: int, x: Tensor, smoke: bool, device: str) -> li
     """The entries of one `Row`, after a training with the changes of `variant`."""
     key = Settings(**{**trial().__dict__, **variants()[variant]})
     flow = untrained(key, seed)
+    assert isinstance(flow.velocity, Potential)
     list(steps_of(flow, key, seed, 3 if smoke else key.steps, None, device))
     flow.requires_grad_(False)
     cost = transport(cast(Potential, flow.velocity), x, steps=16).transport_cost.mean().item()
