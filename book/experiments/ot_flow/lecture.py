@@ -62,7 +62,7 @@ def results(run: Run, device: str = "cpu", seed: int = 0) -> Results:
         densities=flows,
         equally_likely={name: race.compete(store, name, first).flow for name in names},
         ablation=steps.ablation(store, seeds, device),
-        points=200 if run == "smoke" else 5_000,
+        points=200 if run == "smoke" else 2_000,
     )
 
 
@@ -83,7 +83,7 @@ def draw_density(
     column: Sequence[Axes], name: str, flow: Flow, seeded: Callable[[int], torch.Generator]
 ) -> None:
     """Draw samples of the data, the learned density, its samples, and paths to the reference."""
-    R, side = (4.2 if name in ("checkerboard", "circles") else 3.8), 80
+    R, side = (4.2 if name in ("checkerboard", "circles") else 3.8), 60
     axis = torch.linspace(-R, R, side)
     flow = densities.solved(flow, steps=16)
     density = flow.log_prob(torch.cartesian_prod(axis, axis)).exp().reshape(side, side)
