@@ -23,7 +23,7 @@ from . import densities, helped, images, race, steps, tabular
 
 CHAPTER = "07_ot_flow"
 PAPER = "Onken et al. 2021, abstract"
-POINTS = 3_000  # held out, by which gaps are judged here
+POINTS = 2_000  # held out, by which gaps are judged here
 WITHIN = 0.05  # nats above the entropy: as close as a density has to be learned
 
 
