@@ -354,7 +354,7 @@ def table(rows: Iterable[Row]) -> str:
 
 
 def _judged_table(rows: Sequence[Claim]) -> str:
-    head = "| statement | ours | criterion | control | verdict |\n|---|---:|---|---:|---|"
+    head = "| statement | ours | criterion | control | verdict |\n|---|---:|---|---|---|"
     lines = [
         f"| {row.statement} ({row.source}){_published(row)}<br>`{row.id}` | {value(row)}"
         f" | {row.criterion.words} | {control(row)}"
