@@ -10,24 +10,26 @@ from ctdl_lib.dynamics import taylor_errors
 from ctdl_lib.learning.pontryagin import (
     Extremal,
     TrainingProblem,
-    binary_msa,
-    binary_step,
     costates,
-    gradient_descent,
     hamiltonian,
     linear_layer,
     minimize_hamiltonian,
     msa,
     objective,
-    polish,
     residual,
-    solve,
-    solve_with_steps,
     states,
     tanh_layer,
 )
 from ctdl_lib.metrics import observed_orders
 from ctdl_lib.networks import ResNet
+from experiments.optimal_control.solvers import (
+    binary_msa,
+    binary_step,
+    gradient_descent,
+    polish,
+    solve,
+    solve_with_steps,
+)
 
 ALPHA = 0.1
 
