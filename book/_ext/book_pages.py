@@ -39,7 +39,9 @@ class Scoreboard(SphinxDirective):
             self.env.note_dependency(path)
         self.env.note_dependency(SENTENCES.relative_to(self.env.srcdir).as_posix())
         chapters = all_chapters()
-        lines = [*sentence_lines(chapters), "", *filter_lines(), ""]
+        found = [row for chapter in chapters for row in claims.read(chapter.claims_file)]
+        total = f"All {len(found)} rows of the book: {counted(found)}."
+        lines = [*sentence_lines(chapters), "", total, "", *filter_lines(), ""]
         for chapter in chapters:
             lines += chapter_lines(chapter)
         node = nodes.container()
@@ -76,14 +78,20 @@ def filter_lines() -> list[str]:
     ]
 
 
+def counted(rows: list[claims.Row]) -> str:
+    """How many rows have which verdict, and how many are measurements."""
+    counts = Counter(row.verdict for row in rows if isinstance(row, claims.Claim))
+    measured = len(rows) - counts.total()
+    said = [f"{counts[verdict]} {verdict}" for verdict in claims.VERDICTS if counts[verdict]]
+    return ", ".join([*said, f"{measured} measurement{'s' if measured != 1 else ''}"])
+
+
 def chapter_lines(chapter: Chapter) -> list[str]:
     """The rows of a chapter, folded under its title and its counts."""
     rows = claims.read(chapter.claims_file)
     if not rows:
         return []
-    counts = Counter(row.verdict if isinstance(row, claims.Claim) else row.kind for row in rows)
-    said = ", ".join(f"{count} {name}" for name, count in counts.items())
-    title = f"{int(chapter.name[:2])}. {chapter.title}: {said}"
+    title = f"{int(chapter.name[:2])}. {chapter.title}: {counted(rows)}"
     table = claims.table(rows).splitlines()
     return [
         f":::{{dropdown}} {title}",
