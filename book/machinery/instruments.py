@@ -32,7 +32,7 @@ def interleaved_times(
 def retained_bytes(compute: Callable[[], object]) -> int:
     """The bytes of all tensors made by `compute` that are still alive when it has returned.
 
-    For a forward pass they are its result and what is stored for the way back, wherever it is kept.
+    For a forward pass these are its result and what is stored for the backward pass.
     """
     with _Storages() as made:
         result = compute()

@@ -38,11 +38,11 @@ METHODS = (*TABLEAUS, "verlet")
 
 @dataclass
 class Statistics:
-    """What an integration cost; pass one in as `statistics=` and it is added to.
+    """The counts of an integration, which are added to the object given as `statistics=`.
 
-    `evaluations` counts calls of f on the way forward, and again where "recompute" repeats a stage
-    on the way back; `backward_evaluations` those of the adjoint equation; `accepted` and `rejected`
-    the steps of the way forward.
+    `evaluations` counts calls of f in the forward pass, and again in the backward pass where
+    "recompute" repeats a stage. `backward_evaluations` counts those of the adjoint equation.
+    `accepted` and `rejected` count steps of the forward pass.
     """
 
     evaluations: int = 0

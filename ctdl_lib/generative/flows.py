@@ -1,4 +1,4 @@
-"""Continuous normalizing flows: densities and samples from a velocity, whoever computes it."""
+"""Continuous normalizing flows: densities and samples from a velocity or a potential."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -77,8 +77,8 @@ class Flow(TransportMap):
 
         Args:
             eps: Hutchinson's noise, with which an estimate εᵀ(∂v/∂x)ε stands in for ∇·v. It stays
-                the same for the whole solve: noise that changes with t is no function that a solver
-                could follow. A potential needs none.
+                the same for the whole solve, because a solver cannot follow a velocity that
+                changes at random with t. A potential needs none.
         """
         scaled = self.data.transform(x)
         state = Transformed(scaled.z, x.new_zeros(len(x)))

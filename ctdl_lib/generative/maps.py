@@ -1,4 +1,4 @@
-"""Maps from data to a standard normal z: their density, samples and mode, whoever computes them."""
+"""Maps from data to a standard normal z, with their density, samples and mode."""
 
 import abc
 import copy

@@ -263,7 +263,7 @@ class _Propagate(torch.autograd.Function):
 
 
 class _Reversible(torch.autograd.Function):
-    """All layers of an invertible architecture; only the last state is kept for the way back."""
+    """All layers of an invertible architecture; only the last state is kept."""
 
     @staticmethod
     def forward(ctx, architecture, h, *tensors):

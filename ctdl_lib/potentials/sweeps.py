@@ -118,10 +118,10 @@ def _second_order(
 
 
 class _SecondOrder(torch.autograd.Function):
-    """The function _second_order with a way back of its own, for speed alone.
+    """The function _second_order with its own backward pass, for speed alone.
 
     Autograd would store several times as much, and write each derivative to new memory. Transforms
-    of torch.func and derivatives of the way back differentiate _second_order itself.
+    of torch.func and derivatives of the backward pass differentiate _second_order itself.
 
     The trace depends on M by M Mᵀ only. With an orthonormal `basis` (k, width) of the rows of M (or
     None), the columns of M·basis do. The basis counts as a constant: to first order it is one, for

@@ -114,7 +114,7 @@ def as_fields(image: Float[Tensor, "batch pixels"]) -> Float[Tensor, "batch n n"
 
 
 def _package(name: str):
-    """The package that ships the data: only who asks for the data needs it."""
+    """The package that ships the data, imported only when the data are read."""
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
