@@ -22,8 +22,8 @@ class ControlEnvironment(gymnasium.Env):
     """The environment whose undiscounted return is −J, the cost of a path of a control problem.
 
     A step is one of explicit Euler, of length h = T/steps, and its reward −h L(t, x, u); the last
-    one has −G(x(T)) added. An episode is `terminated` at the horizon and never truncated: the cost
-    ends there, and a learner must not look beyond.
+    one has −G(x(T)) added. An episode is `terminated` at the horizon and never truncated, because
+    no cost follows the horizon.
 
     Args of the constructor: `draw(generator)` returns the problem of an episode and its start x(0),
     (1, d); `observe(problem, t, x)` is what the learner sees of it, an array of single precision

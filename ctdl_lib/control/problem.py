@@ -82,7 +82,7 @@ def feedback(problem: ControlProblem, potential: Potential) -> Policy:
 def needed_derivatives(
     problem: ControlProblem, potential: Potential, t: Time, x: Tensor
 ) -> Derivatives | Gradient:
-    """The derivatives of Φ that the HJB equation asks for: without noise, not the second."""
+    """The derivatives of Φ in the HJB equation; the second ones only if there is noise."""
     sigma = sigma_of(problem, x)
     if isinstance(sigma, float) and sigma == 0:
         return potential.gradient(t, x)

@@ -116,7 +116,7 @@ def _deterministic(problem: ControlProblem, policy: Policy, x: Tensor, steps: in
 
 
 def _check_driver(sigma: Sigma, steps: int, method: str, silent: bool) -> None:
-    """Refuse steps, a method or a noise that the problem does not go with."""
+    """Refuse steps, a method or a noise that do not suit the problem."""
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1")
     if method not in ("euler_maruyama", "rk4"):
@@ -129,7 +129,7 @@ def _check_driver(sigma: Sigma, steps: int, method: str, silent: bool) -> None:
 
 
 def _check_finite(costs: Tensor, t: Tensor, x: Tensor) -> None:
-    """Say of which sample, where and when a cost (nodes, batch) is not finite."""
+    """Raise an error that names the sample, state and time of a cost that is not finite."""
     bad = ~costs.isfinite()
     if bad.any():
         k, i = bad.nonzero()[0].tolist()

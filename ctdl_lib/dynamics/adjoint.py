@@ -100,7 +100,7 @@ def _augmented(f: Velocity, pack: Callable[[Tensors], Any], n: int, theta: Tenso
 
 
 def _refuse_captured(f: OnTuples, t0: float, x: Tensors, theta: Tensors) -> None:
-    """Look through the graph of f(t₀, x) for leaves that no one would differentiate."""
+    """Refuse a graph of f(t₀, x) with leaves that would get no gradient."""
     with torch.enable_grad():
         inputs = tuple(part.detach().requires_grad_() for part in x)
         slope = f.f(t0, f.pack(inputs))

@@ -1,4 +1,4 @@
-"""Time integration of ẋ = f(t, x): fixed steps of our own, adaptive steps from torchdiffeq."""
+"""Time integration of ẋ = f(t, x), with fixed steps, or with the adaptive steps of torchdiffeq."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -126,7 +126,7 @@ class _Fixed:
         return [(t0 * (n - k) + t1 * k) / n for k in range(n + 1)]
 
     def remember(self, function: Callable, *args):
-        """Call it; when the stages are to be recomputed, keep its arguments alone."""
+        """Call f; where stages are recomputed in the backward pass, only its arguments are kept."""
         if not (self.recompute and torch.is_grad_enabled()):
             return function(*args)
         return checkpoint(
@@ -213,7 +213,7 @@ def _finite(x: Tensors) -> bool:
 
 @torch.no_grad()
 def _blame(method: str, f: OnTuples, x: Tensors, nodes: list[float]) -> str:
-    """Say from which t on the state is not finite, by walking again: only faults pay for it."""
+    """Raise an error with the first time of a state that is not finite, found by a second solve."""
     for k, (t, t_next) in enumerate(pairwise(nodes)):
         x = step(method, f, t, t_next - t, x)
         if not _finite(x):

@@ -21,8 +21,8 @@ from ..networks.embeddings import times_like
 class Schedule:
     """The equation dX = −½β(t)X dt + √β(t) Q^½ dW for 0 ≤ t ≤ 1, with β(t) from `start` to `end`.
 
-    β is linear in t. X(t) given X(0) = x is a(t)x + s(t)η, with η ~ N(0, Q), a = exp(−½∫β) and
-    s² = 1 − a²: the noise takes over, and N(0, Q) is where it ends.
+    β is linear in t. X(t) given X(0) = x is a(t)x + s(t)η, with η ~ N(0, Q), a = exp(−½∫β) and s² =
+    1 − a²: the data fade and the law approaches N(0, Q).
 
     Raises:
         ValueError: not 0 < start ≤ end.
@@ -82,8 +82,9 @@ class Denoiser(nn.Module):
 
         η̂(t, x) = (s/r) (x/r) − (a std/r) F(t, x/r),    r² = s² + a² std².
 
-    Were data and noise Gaussian with one covariance, and `std` the ratio of their deviations, η̂
-    would be right with F = 0; the target of F has about the variance of the noise for all t.
+    If data and noise are Gaussian with the same covariance and `std` is the ratio of their
+    deviations, η̂ is exact with F = 0. The target of F has about the variance of the noise for all
+    t.
 
     Args of the constructor: the network, the `std` of the data where that of the noise is 1, and
     the schedule.
@@ -129,7 +130,7 @@ def denoising(
 class Score(nn.Module):
     """The preconditioned score S(t, x) = Q∇log p_t(x) = −η̂(t, x)/s(t) of a denoiser.
 
-    Before `first`, where s is next to zero, it is that of t = `first`.
+    For t < `first`, where s is almost zero, the score at t = `first` is returned.
     """
 
     def __init__(self, denoiser: nn.Module, schedule: Schedule, *, first: float = 1e-3):
@@ -146,7 +147,8 @@ class ProbabilityFlow(nn.Module):
     """The velocity v(t, x) = −½β(t)(x + S(t, x)) whose flow has the densities p_t of the SDE.
 
     With it a `flows.Flow` has the likelihood and the samples of a diffusion model whose Q is I.
-    Before 0 and after 1, where solvers look when they choose a first step, it is that of the end.
+    Outside of [0, 1], where adaptive solvers evaluate it to choose a first step, the nearest end
+    counts.
 
     Reference: song2021score, section 4.3.
     """

@@ -1,4 +1,4 @@
-"""Gaussian random fields on the torus [0, 1)², whatever the grid that they are looked at on."""
+"""Gaussian random fields on the torus [0, 1)², defined independently of a grid."""
 
 import abc
 import dataclasses
@@ -66,7 +66,7 @@ class Covariance(abc.ABC):
     def log_prob(self, u: Field) -> Float[Tensor, " batch"]:
         """The logarithm of the density of N(0, Q) with respect to the n² pixels.
 
-        It has no limit for n → ∞, but differences between fields of one grid mean something.
+        It has no limit for n → ∞. Differences between fields on the same grid are meaningful.
 
         Raises:
             ValueError: Q has no inverse on this grid, because an eigenvalue is zero.
@@ -109,7 +109,8 @@ class Covariance(abc.ABC):
 class PixelNoise(Covariance):
     """Independent pixels of variance `level` on every grid: λₖ = level/n².
 
-    This is no covariance in L²: as the grid is refined, each wave number fades away.
+    It is not the restriction of a covariance in L²: the eigenvalue of each wave number tends to
+    zero as the grid is refined.
     """
 
     level: float = 1.0

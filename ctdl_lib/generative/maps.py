@@ -18,8 +18,8 @@ class Standardization(nn.Module):
     """The map (x − mean)/std, column by column, and its inverse.
 
     Mean and standard deviation are unknown until `fit` has seen the training data, or a state
-    dictionary brings them; what is kept with the weights cannot be forgotten when they are loaded.
-    `identity` leaves the data as they are instead.
+    dictionary brings them; they are stored and loaded together with the weights. `identity` leaves
+    the data as they are instead.
     """
 
     mean: Tensor
@@ -93,8 +93,8 @@ class Standardization(nn.Module):
 class BoxScaling(nn.Module):
     """The map Φ⁻¹((x − low)/(high − low)) of a box to ℝᵈ, column by column, and its inverse.
 
-    Φ is the distribution function of N(0, 1). So a uniform prior becomes N(0, I), the reference:
-    where the context says nothing, nothing has to be moved, and no sample ever leaves the box.
+    Φ is the distribution function of N(0, 1). A uniform prior becomes the reference N(0, I), so a
+    context without information needs no transport. No sample leaves the box.
 
     Raises:
         ValueError: `low` and `high` differ in length, or are not in order.
@@ -293,8 +293,7 @@ class TransportMap(nn.Module, abc.ABC):
     ) -> Inside:
         """The first n samples that lie in the `support`, and the share that did not.
 
-        What lies outside has leaked there: to the density inside belongs the factor
-        1/(1 − leakage).
+        The density restricted to the set is the map's density times 1/(1 − leakage).
 
         Raises:
             ValueError: attempts·n draws did not bring n samples, or there are several contexts.

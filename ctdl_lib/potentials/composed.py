@@ -19,8 +19,8 @@ def _bound(whole: Potential, *parts: Potential) -> tuple[Potential, ...]:
 class PinnedPotential(Potential):
     """The potential Φ(t, x) = known(t, x) + (T − t)·correction(t, x): at t = T it is known.
 
-    So a learned value function carries the terminal condition, and all that is known of the
-    solution, exactly.
+    A learned value function then satisfies the terminal condition exactly and contains the known
+    part of the solution.
 
     Args of the constructor: the potentials `known` and `correction`, and the time T (`horizon`).
     """

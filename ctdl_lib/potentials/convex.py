@@ -75,7 +75,7 @@ class ConvexPotential(nn.Module):
         return self.convex(x, self.steer(y))
 
     def steer(self, y: Float[Tensor, "batch context"] | None) -> list[Steering]:
-        """What the context does to each layer: nothing of it depends on x."""
+        """The effect of the context on each layer, which does not depend on x."""
         if (y is None) != (not self.C):
             raise ValueError(
                 "the potential has a context: give y"

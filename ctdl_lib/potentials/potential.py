@@ -31,7 +31,7 @@ class Gradient(NamedTuple):
 
 
 class Derivatives(NamedTuple):
-    """Φ and the derivatives that the Hamilton–Jacobi–Bellman equation asks for.
+    """Φ and the derivatives in the Hamilton–Jacobi–Bellman equation.
 
     `laplacian` is ΔΦ, or tr(σσᵀ∇²Φ) where a σ was given.
     """
