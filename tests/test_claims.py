@@ -86,6 +86,12 @@ def test_a_control_that_passes_too_takes_the_verdict_away():
     assert found.reason == "the control meets the criterion too"
 
 
+def test_one_value_is_compared_directly_and_said_to_be_one():
+    assert claim([0.5], below(1)).reason.endswith("(one value)")
+    assert claim([1.5], below(1)).reason == "the criterion is missed (one value)"
+    assert "one value" not in claim([0.5, 0.6], below(1)).reason
+
+
 def test_better_than_published_needs_the_whole_interval():
     assert claim([0.1, 0.11, 0.12], below(1), published=0.5).verdict == "better than published"
     assert claim([0.1, 0.5, 0.8], below(2), published=0.5).verdict == "supported"
@@ -128,6 +134,29 @@ def test_a_planted_result_turns_the_verdict(criterion):
     assert turns(claim([0.1, 0.2, 0.3], criterion))
 
 
+class Deaf(Criterion):
+    """A criterion that numbers cannot change."""
+
+    def judge(self, ours, control=()):
+        return "supported"
+
+
+class Careless(Claim):
+    """A claim whose control has no say."""
+
+    @property
+    def _judged(self):
+        return self.criterion.judge(self.ours), ""
+
+
+def test_a_verdict_that_nothing_can_turn_is_found():
+    assert not turns(claim([0.1, 0.2, 0.3], Deaf("below", 1)))
+    found = claim([0.1, 0.2, 0.3], below(1))
+    shared = (found.id, found.statement, found.source, found.ours, found.criterion, found.control)
+    assert turns(found)
+    assert not turns(Careless(*shared))
+
+
 @given(
     st.sampled_from(CRITERIA),
     st.lists(st.floats(-9, 9), min_size=3, max_size=3),
@@ -142,8 +171,15 @@ def test_rows_survive_their_file(criterion, ours, control):
 
 def test_a_stored_verdict_that_the_numbers_do_not_say_is_refused():
     row = claim([0.1, 0.2, 0.3], below(1)).row
-    with pytest.raises(ValueError, match="'refuted' is stored, the numbers say 'supported'"):
+    with pytest.raises(ValueError, match="verdict is 'refuted' there, the numbers say 'supported'"):
         from_row(row | {"verdict": "refuted"})
+    with pytest.raises(ValueError, match="spread is 9 there, the numbers say"):
+        from_row(row | {"spread": 9})
+    with pytest.raises(ValueError, match="criterion is"):
+        from_row(row | {"criterion": row["criterion"] | {"says": "below 2"}})
+    number = Measurement("m", "a slide", "a number", 3.0).row
+    with pytest.raises(ValueError, match="verdict is 'supported' there"):
+        from_row(number | {"verdict": "supported"})
     with pytest.raises(ValueError, match="a row has the keys"):
         from_row({"id": "a"})
     with pytest.raises(ValueError, match="kind must be"):

@@ -181,6 +181,17 @@ def test_exploring_trains_the_rest_into_a_folder_of_its_own_and_finds_it_there(t
     assert contents(tmp_path / "book") == before
 
 
+def test_every_setting_that_a_reader_tries_is_kept(tmp_path, capsys):
+    first = explore(tmp_path, lr=0.2)
+    second = explore(tmp_path, lr=0.3)
+    capsys.readouterr()
+    assert explore(tmp_path, lr=0.2) == first
+    assert explore(tmp_path, lr=0.3) == second
+    assert capsys.readouterr().out == ""
+    names = [path.suffixes[1:] for path in (tmp_path / "mine" / "chapter").glob("net.*")]
+    assert sorted(names) == [[".json"]] * 2 + [[".safetensors"]] * 2  # and no checkpoint
+
+
 def test_exploring_measures_and_claims_without_touching_the_book(tmp_path):
     book = Store("chapter", "train", folder=tmp_path / "book")
     book.measure("m", {"n": 3}, lambda: {"a": 1})
@@ -235,9 +246,26 @@ def test_another_file_than_the_promised_one_is_not_unpacked(tmp_path):
 
 def test_an_archive_cannot_write_outside_of_its_folder(tmp_path):
     address, checksum = archive(tmp_path / "a.tar.gz", "../escaped.json")
-    with pytest.raises(tarfile.OutsideDestinationError):
+    with pytest.raises(ResultError, match="no archive that can be unpacked"):
         fetch(address, checksum, tmp_path / "results")
-    assert not (tmp_path / "escaped.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
+
+
+def test_a_file_that_is_no_archive_leaves_nothing(tmp_path):
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(b"an error page")
+    with pytest.raises(ResultError, match="no archive that can be unpacked"):
+        fetch(path.as_uri(), hashlib.sha256(b"an error page").hexdigest(), tmp_path / "results")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
+
+
+def test_results_that_are_there_are_not_overwritten(tmp_path):
+    address, checksum = archive(tmp_path / "a.tar.gz", "claims/chapter.json")
+    trained(tmp_path / "results")
+    before = contents(tmp_path / "results")
+    with pytest.raises(ResultError, match="has something in it"):
+        fetch(address, checksum, tmp_path / "results")
+    assert contents(tmp_path / "results") == before
 
 
 def test_without_any_results_the_error_says_how_to_get_them(tmp_path):

@@ -59,7 +59,8 @@ def sentence_lines(chapters: list[Chapter]) -> list[str]:
         page = f"evidence/{sentence['chapter']}" if judges else sentence["chapter"]
         link = f"[{int(sentence['chapter'][:2])}]({page}.ipynb)"
         verdict = claims.combined([judge.verdict for judge in judges])
-        shown = f"{claims.value(judges[0])}; {claims.control(judges[0])}" if judges else ""
+        deciding = next((judge for judge in judges if judge.verdict == verdict), None)
+        shown = f"{claims.value(deciding)}; {claims.control(deciding)}" if deciding else ""
         lines.append(
             f"| {sentence['slide']} ({link}) | {sentence['says']} | *{verdict}* | {shown} |"
         )

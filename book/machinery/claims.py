@@ -186,16 +186,17 @@ class Claim:
     @property
     def _judged(self) -> tuple[str, str]:
         outcome = self.criterion.judge(self.ours, self.control.ours)
+        once = " (one value)" if len(self.ours) == 1 else ""
         if outcome != SUPPORTED:
             return outcome, {
-                REFUTED: "the criterion is missed",
+                REFUTED: f"the criterion is missed{once}",
                 UNDECIDED: "the spread over seeds crosses the bound",
             }[outcome]
         if not self.criterion.is_paired and self.criterion.judge(self.control.ours) == SUPPORTED:
             return UNDECIDED, "the control meets the criterion too"
         if self._is_better:
-            return BETTER, f"the published number is {_number(self.published)}"
-        return SUPPORTED, "the criterion is met and the control fails"
+            return BETTER, f"the published number is {_number(self.published)}{once}"
+        return SUPPORTED, f"the criterion is met and the control fails{once}"
 
     @property
     def _is_better(self) -> bool:
@@ -281,13 +282,14 @@ def from_row(row: dict[str, Any]) -> Row:
     """The claim, finding or measurement that a stored row describes.
 
     Raises:
-        ValueError: the row is of no known kind, or its verdict is not what its numbers say.
+        ValueError: the row is of no known kind, or its verdict, spread, number of seeds or words
+            are not those that follow from its numbers.
     """
     if tuple(row) != KEYS:
         raise ValueError(f"{row.get('id')}: a row has the keys {KEYS}, got {tuple(row)}")
     shared = {key: row[key] for key in ("id", "statement", "source", "ours", "published", "unit")}
     if row["kind"] == "measurement":
-        return Measurement(**shared, spread=row["spread"], seeds=row["seeds"])
+        return _unchanged(Measurement(**shared, spread=row["spread"], seeds=row["seeds"]), row)
     if row["kind"] not in ("claim", "finding"):
         raise ValueError(f"{row['id']}: kind must be claim, finding or measurement")
     bound = row["criterion"]["bound"]
@@ -295,11 +297,15 @@ def from_row(row: dict[str, Any]) -> Row:
         row["criterion"]["relation"], tuple(bound) if isinstance(bound, list) else bound
     )
     control = Control(row["control"]["says"], row["control"]["ours"])
-    found = Claim(**shared, criterion=criterion, control=control, kind=row["kind"])
-    if found.verdict != row["verdict"]:
-        raise ValueError(
-            f"{found.id}: {row['verdict']!r} is stored, the numbers say {found.verdict!r}"
-        )
+    return _unchanged(Claim(**shared, criterion=criterion, control=control, kind=row["kind"]), row)
+
+
+def _unchanged(found: Row, row: dict[str, Any]) -> Row:
+    """The row that was read, unless its file says something else than it does."""
+    for key, value in json.loads(json.dumps(found.row)).items():
+        stored = json.loads(json.dumps(row[key]))
+        if stored != value:
+            raise ValueError(f"{found.id}: {key} is {stored!r} there, the numbers say {value!r}")
     return found
 
 
@@ -329,9 +335,11 @@ def planted(claim: Claim, *, true: bool) -> Claim:
 
 
 def turns(claim: Claim) -> bool:
-    """Whether some numbers support the claim and others refute it."""
-    good, bad = (planted(claim, true=true).verdict for true in (True, False))
-    return good in (SUPPORTED, BETTER) and bad == REFUTED
+    """Whether some numbers support the claim, others refute it, and the control has a say."""
+    good, bad = (planted(claim, true=true) for true in (True, False))
+    equal = replace(good, control=Control(claim.control.says, good.ours))  # a control as good
+    supported = good.verdict in (SUPPORTED, BETTER)
+    return supported and bad.verdict == REFUTED and equal.verdict in (UNDECIDED, REFUTED)
 
 
 def combined(verdicts: Sequence[str]) -> str:

@@ -4,8 +4,10 @@ import hashlib
 import io
 import json
 import math
+import os
 import platform
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -70,7 +72,8 @@ class Store:
 
     - "saved" loads, and refuses what other settings have made;
     - "explore" loads what matches the settings, and trains the rest into a folder of the reader's
-      own, where it is found the next time; the book's results and claims stay as they are;
+      own, where each of the settings tried is found the next time; the book's results and claims
+      stay as they are;
     - "train" makes everything anew and writes it;
     - "smoke" executes a few steps of the same code and writes nothing.
 
@@ -128,7 +131,7 @@ class Store:
         history = list(self.progress(training(steps, checkpoint), total=steps, desc=name))
         losses = [float(f"{step.loss:.6g}") for step in history]
         record = _record(settings, {}, losses, history[-1].seconds, device)
-        return record if smoke else self._save(name, record, model, dtype)
+        return record if smoke else self._save(name, record, model, dtype, checkpoint)
 
     def measure(
         self,
@@ -157,7 +160,7 @@ class Store:
         if self.run == "smoke":
             return record
         storage.save(checkpoint, asdict(record))
-        return self._save(name, record, None)
+        return self._save(name, record, None, checkpoint=checkpoint)
 
     def claims(self, rows: Sequence[claims.Row]) -> str:
         """The rows as Markdown tables; with "saved" and "train" they are also stored.
@@ -197,7 +200,7 @@ class Store:
     def _duration(self, name: str, settings: dict) -> str:
         """How long the training will take, judged by the book's own, where there is one."""
         try:
-            stored, _ = self._read(name, False, self.folder)
+            stored, _ = self._read(name, settings, False, self.folder)
         except ResultError:
             return ""
         share = settings.get("steps", 1) / stored.settings.get("steps", 1)
@@ -208,14 +211,16 @@ class Store:
         """Where new results go."""
         return self.mine if self.run == "explore" else self.folder
 
-    def _paths(self, name: str, folder: Path | None = None) -> tuple[Path, Path]:
-        stem = (folder or self._writes) / self.chapter / name
-        return stem.with_name(f"{name}.json"), stem.with_name(f"{name}.safetensors")
+    def _paths(self, name: str, settings: dict, folder: Path) -> tuple[Path, Path]:
+        """Record and weights. A reader tries many settings, so there each has its own files."""
+        is_mine = self.run == "explore" and folder == self.mine
+        stem = f"{name}.{_key(settings)}" if is_mine else name
+        place = folder / self.chapter
+        return place / f"{stem}.json", place / f"{stem}.safetensors"
 
     def _checkpoint(self, name: str, settings: dict) -> Path:
         """Other settings have another checkpoint, so that none is ever resumed by mistake."""
-        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-        return self._writes / self.chapter / f"{name}.{key}.checkpoint.safetensors"
+        return self._writes / self.chapter / f"{name}.{_key(settings)}.checkpoint.safetensors"
 
     def _lock(self) -> FileLock:
         folder = self._writes / self.chapter
@@ -223,10 +228,15 @@ class Store:
         return FileLock(folder / ".lock")
 
     def _save(
-        self, name: str, record: Record, model: nn.Module | None, dtype: torch.dtype | None = None
+        self,
+        name: str,
+        record: Record,
+        model: nn.Module | None,
+        dtype: torch.dtype | None = None,
+        checkpoint: Path | None = None,
     ) -> Record:
         """Write weights and record as one: under a lock, and tied together by a hash."""
-        record_path, weights_path = self._paths(name)
+        record_path, weights_path = self._paths(name, record.settings, self._writes)
         with self._lock():
             if model is not None:
                 state = {
@@ -238,6 +248,8 @@ class Store:
                 storage.write(weights_path, data)
                 record = Record(**{**asdict(record), "weights": hashlib.sha256(data).hexdigest()})
             storage.write(record_path, (json.dumps(asdict(record), indent=1) + "\n").encode())
+        if self.run == "explore" and checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)  # the result itself is found the next time
         return record
 
     def _load(
@@ -251,10 +263,10 @@ class Store:
         folder = folder or self.folder
         try:
             try:
-                record, state = self._read(name, model is not None, folder)
+                record, state = self._read(name, settings, model is not None, folder)
             except _TornError:  # a writer was between the two files: wait for it
                 with self._lock():
-                    record, state = self._read(name, model is not None, folder)
+                    record, state = self._read(name, settings, model is not None, folder)
             differing = _differences(record.settings, settings)
             if differing:
                 raise ResultError(f"the stored {name!r} was made with other settings: {differing}")
@@ -279,9 +291,9 @@ class Store:
         )
 
     def _read(
-        self, name: str, with_weights: bool, folder: Path
+        self, name: str, settings: dict, with_weights: bool, folder: Path
     ) -> tuple[Record, dict[str, Tensor]]:
-        record_path, weights_path = self._paths(name, folder)
+        record_path, weights_path = self._paths(name, settings, folder)
         for path in (record_path, weights_path)[: 1 + with_weights]:
             if not path.is_file():
                 raise ResultError(f"{path} is missing")
@@ -328,15 +340,30 @@ def fetch(address: str, sha256: str, folder: Path = Path("results")) -> Path:
         sha256: the checksum that stands beside the archive.
 
     Raises:
-        ResultError: the file is another one than the checksum says; nothing was unpacked.
+        ResultError: the folder has something in it already, the file is another one than the
+            checksum says, or it is no such archive; then nothing is left in the folder.
     """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ResultError(f"{folder} has something in it, which would be overwritten")
     with urlopen(address) as answer:
         data = answer.read()
     if (found := hashlib.sha256(data).hexdigest()) != sha256:
         raise ResultError(f"{address} has the checksum {found}, and {sha256} was expected")
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
-        archive.extractall(folder, filter="data")  # refuses paths that lead out of the folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetched-") as place:
+        unpacked = Path(place) / "results"
+        try:
+            with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+                archive.extractall(unpacked, filter="data")  # refuses paths that lead out of it
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise ResultError(f"{address} is no archive that can be unpacked: {error}") from error
+        os.replace(unpacked, folder)  # as one: a folder that is there is complete
     return folder
+
+
+def _key(settings: dict) -> str:
+    """A short name of settings, other for other settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _is_close(old: Any, new: Any) -> bool:
