@@ -181,6 +181,17 @@ def test_exploring_trains_the_rest_into_a_folder_of_its_own_and_finds_it_there(t
     assert contents(tmp_path / "book") == before
 
 
+def test_a_new_seed_takes_about_as_long_as_a_stored_one(tmp_path, capsys):
+    trained(tmp_path / "book")
+    path = tmp_path / "book" / "chapter" / "net.json"
+    stored = json.loads(path.read_text()) | {"seconds": 40.0}
+    path.write_text(json.dumps(stored))
+    store = Store("chapter", "explore", folder=tmp_path / "book", mine=tmp_path / "mine")
+    net = nn.Linear(2, 1)
+    store.fit("net-1", net, {**SETTINGS, "lr": 0.3, "steps": 10}, training(net))
+    assert "mine/chapter, for about 80 s" in capsys.readouterr().out
+
+
 def test_every_setting_that_a_reader_tries_is_kept(tmp_path, capsys):
     first = explore(tmp_path, lr=0.2)
     second = explore(tmp_path, lr=0.3)

@@ -198,11 +198,19 @@ class Store:
         return None
 
     def _duration(self, name: str, settings: dict) -> str:
-        """How long the training will take, judged by the book's own, where there is one."""
-        try:
-            stored, _ = self._read(name, settings, False, self.folder)
-        except ResultError:
+        """How long it will take, judged by the stored result of this name or the most similar."""
+        alike = []
+        for path in sorted((self.folder / self.chapter).glob("*.json")):
+            try:
+                stored, _ = self._read(path.stem, settings, False, self.folder)
+            except ResultError:
+                continue
+            if path.stem == name or stored.settings.keys() == settings.keys():
+                differing = sum(stored.settings.get(key) != settings[key] for key in settings)
+                alike.append((path.stem != name, differing, stored))
+        if not alike:
             return ""
+        stored = min(alike, key=lambda found: found[:2])[2]
         share = settings.get("steps", 1) / stored.settings.get("steps", 1)
         return f", for about {max(1, round(share * stored.seconds))} s"
 
