@@ -1,18 +1,18 @@
-"""Files that are whole or absent: nested results in safetensors, never unpickled."""
+"""Checkpoints in files that are replaced atomically and loaded without running any code in them."""
 
-import json
+import io
 import os
 import uuid
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
+import numpy as np
+import torch
 from torch import Tensor
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write the file in one atomic replacement: readers see the old content or the new."""
+    """Write the file in one atomic replacement: a reader sees the old content or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -26,53 +26,45 @@ def write(path: Path, data: bytes) -> None:
 
 
 def save(path: Path, tree: Any) -> None:
-    """Write a nest of dicts, lists, tensors, numbers, strings and None to a safetensors file."""
-    tensors: dict[str, Tensor] = {}
-    skeleton = json.dumps(_describe(tree, tensors))
-    write(path, safetensors_bytes(tensors, metadata={"tree": skeleton}))
+    """Write nested dicts, lists and tuples of tensors, numbers, strings and None to a file.
+
+    Raises:
+        TypeError: the tree contains an object of another type. The file stays as it was.
+    """
+    data = io.BytesIO()
+    torch.save({"ctdl_lib": _portable(tree)}, data)
+    write(path, data.getvalue())
 
 
 def load(path: Path) -> Any:
-    """Read what `save` has written.
+    """Read what `save` has written, with all tensors on the CPU.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, or no safetensors file of this library.
+        ValueError: the file is truncated, or `save` has not written it.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
+    # Read once: a second read might find the file replaced.
+    data = io.BytesIO(path.read_bytes())
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or no safetensors file ({error})") from error
-    if "tree" not in metadata:
-        raise ValueError(f"{path} is a safetensors file, but none that this library has written")
-    return _rebuild(json.loads(metadata["tree"]), tensors)
+        return torch.load(data, map_location="cpu", weights_only=True)["ctdl_lib"]
+    except Exception as error:  # torch raises many types for bytes that it cannot read
+        raise ValueError(
+            f"{path} is truncated or was not written by this library: delete it and run again"
+        ) from error
 
 
-def _describe(node: Any, tensors: dict[str, Tensor]) -> list:
-    """The node as JSON, with its tensors put aside; dicts as pairs, since JSON keys are strings."""
+def _portable(node: Any) -> Any:
+    """The tree with copies of its tensors: torch.save stores the whole memory behind a view."""
     if isinstance(node, Tensor):
-        tensors[f"{len(tensors):06d}"] = node.detach().cpu().contiguous().clone()
-        return ["tensor", f"{len(tensors) - 1:06d}"]
+        return node.detach().cpu().contiguous().clone()
     if isinstance(node, dict):
-        return ["dict", [[key, _describe(value, tensors)] for key, value in node.items()]]
+        return {key: _portable(value) for key, value in node.items()}
     if isinstance(node, list | tuple):
-        return [type(node).__name__, [_describe(value, tensors) for value in node]]
+        return (list if isinstance(node, list) else tuple)(map(_portable, node))
+    if isinstance(node, np.generic):
+        return node.item()
     if node is None or isinstance(node, bool | int | float | str):
-        return ["value", node]
+        return node
     raise TypeError(f"cannot store a {type(node).__name__}: convert it to tensors, numbers or text")
-
-
-def _rebuild(node: list, tensors: dict[str, Tensor]) -> Any:
-    kind, content = node
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "dict":
-        return {key: _rebuild(value, tensors) for key, value in content}
-    if kind in ("list", "tuple"):
-        rebuilt = [_rebuild(value, tensors) for value in content]
-        return rebuilt if kind == "list" else tuple(rebuilt)
-    return content
