@@ -1,4 +1,4 @@
-"""Numbers that judge a result."""
+"""Metrics: accuracies, orders of convergence, and distances between samples."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,26 +20,26 @@ class Spread(NamedTuple):
 
 
 def accuracy(logits: Float[Tensor, "batch classes"], label: Int[Tensor, " batch"]) -> float:
-    """The percentage of samples whose class is recognised; one logit means class 1 where > 0."""
+    """The percentage of samples whose label is that of `predict`."""
     return 100 * int((predict(logits) == label).sum()) / len(label)
 
 
 def cross_entropy(
     logits: Float[Tensor, "batch classes"], label: Int[Tensor, " batch"]
 ) -> Float[Tensor, ""]:
-    """The mean of −log(probability of the right class), by softmax; of one logit, by sigmoid."""
+    """The mean of −log p(label), where p is the softmax of the logits, or the sigmoid of one logit."""
     if logits.shape[1] == 1:
         return functional.binary_cross_entropy_with_logits(logits[:, 0], label.to(logits))
     return functional.cross_entropy(logits, label)
 
 
 def predict(logits: Float[Tensor, "batch classes"]) -> Int[Tensor, " batch"]:
-    """The most probable class; of one logit, class 1 where it is positive."""
+    """The most probable class of each sample; with one logit, class 1 if it is positive."""
     return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """The mean and the standard deviation √(Σ(x − mean)²/(n − 1))."""
+    """The mean and the standard deviation √(Σ(x − mean)²/(n − 1)) of n ≥ 2 values."""
     if len(values) < 2:
         raise ValueError(f"a spread needs at least two values, got {len(values)}")
     mean = math.fsum(values) / len(values)
@@ -47,16 +47,17 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def observed_orders(errors: Sequence[float], sizes: Sequence[float]) -> list[float]:
-    """The slopes log(eₖ/eₖ₊₁)/log(sₖ/sₖ₊₁) between consecutive step sizes s."""
+    """The orders log(eₖ/eₖ₊₁)/log(sₖ/sₖ₊₁) of the errors e at consecutive step sizes s."""
     pairs = zip(errors[:-1], errors[1:], sizes[:-1], sizes[1:], strict=True)
     return [math.log(e0 / e1) / math.log(s0 / s1) for e0, e1, s0, s1 in pairs]
 
 
 def mmd(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], *, bandwidth: float) -> float:
-    """The squared maximum mean discrepancy E k(X, X′) + E k(Y, Y′) − 2E k(X, Y), without bias.
+    """The unbiased estimate of the squared maximum mean discrepancy of x and y.
 
-    The kernel is k(x, y) = exp(−‖x − y‖²/(2 bandwidth²)), so bandwidth √½ makes it exp(−‖x − y‖²).
-    Without bias it may be negative. It costs n·m, n² and m² distances, in parts of 32 MB.
+    The discrepancy is E k(X, X′) + E k(Y, Y′) − 2E k(X, Y) with the kernel
+    k(x, y) = exp(−‖x − y‖²/(2 bandwidth²)). The estimate may be negative. It needs n² + m² + nm
+    distances, of which at most four million are in memory at a time.
 
     Reference: gretton2012kernel, Lemma 6.
     """
@@ -68,16 +69,16 @@ def mmd(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], *, bandwidth: float) -
         return torch.exp(-0.5 * (distance / bandwidth) ** 2)
 
     n, m = len(x), len(y)
-    # each sample is paired with itself n times, and k(x, x) = 1
+    # the n pairs of a sample with itself, for which k(x, x) = 1, would cause a bias
     within_x = (_sum_of_pairs(kernel, x, x) - n) / (n * (n - 1))
     within_y = (_sum_of_pairs(kernel, y, y) - m) / (m * (m - 1))
     return within_x + within_y - 2 * _sum_of_pairs(kernel, x, y) / (n * m)
 
 
 def energy_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
-    """The energy distance 2E‖X − Y‖ − E‖X − X′‖ − E‖Y − Y′‖, without bias.
+    """The unbiased estimate of the energy distance 2E‖X − Y‖ − E‖X − X′‖ − E‖Y − Y′‖.
 
-    It is the square of a metric, and without bias it may be negative.
+    The energy distance is the square of a metric. The estimate may be negative.
 
     Reference: szekely2013energy.
     """
@@ -95,7 +96,9 @@ def sliced_wasserstein(
     projections: int,
     generator: torch.Generator,
 ) -> float:
-    """The distance √E[W₂²(θᵀX, θᵀY)] over random directions θ, by sorting; the sizes are equal.
+    """The sliced Wasserstein distance √E[W₂²(θᵀX, θᵀY)] over random unit vectors θ.
+
+    In each of the `projections`, W₂ is computed by sorting. The numbers of samples must be equal.
 
     Reference: bonneel2015sliced.
     """
@@ -110,12 +113,13 @@ def sliced_wasserstein(
 
 
 def vendi(x: Float[Tensor, "n d"]) -> float:
-    """The Vendi score exp(−Σ λᵢ log λᵢ), λ the eigenvalues of the cosines between samples over n.
+    """The Vendi score exp(−Σ λᵢ log λᵢ), where nλᵢ are the eigenvalues of the matrix of cosines.
 
-    It counts how many different directions there are: 1 for equal samples, n for orthogonal ones.
+    Entry (i, j) of that matrix is the cosine of the angle between samples i and j. The score is the
+    effective number of directions: 1 for equal samples and n for orthogonal ones.
 
     Raises:
-        ValueError: a sample is zero, and has no direction.
+        ValueError: a sample is zero, so that it has no direction.
 
     Reference: friedman2023vendi.
     """
@@ -124,17 +128,23 @@ def vendi(x: Float[Tensor, "n d"]) -> float:
     if not (norm > 0).all():
         raise ValueError(f"{int((norm == 0).sum())} samples are zero and have no direction")
     unit = x / norm
-    smaller = unit @ unit.T if len(x) <= x.shape[1] else unit.T @ unit  # of equal eigenvalues
+    # both products have the same nonzero eigenvalues
+    smaller = unit @ unit.T if len(x) <= x.shape[1] else unit.T @ unit
     eigenvalues = torch.linalg.eigvalsh(smaller / len(x)).clamp(min=0)
     return math.exp(-float(torch.special.xlogy(eigenvalues, eigenvalues).sum()))
 
 
 def c2st(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], *, seed: int, folds: int = 5) -> float:
-    """The accuracy of a network that tells x from y, on samples it was not trained on.
+    """The accuracy of a classifier of x and y on held-out samples: a classifier two-sample test.
 
-    It is about ½ for equal laws and 1 for laws that are easily told apart; the sizes are equal. The
-    network has two hidden layers of 10d ReLUs; inputs are centred and scaled as x, constant
-    features of x only centred.
+    The accuracy is about ½ if the distributions are equal, and 1 if they are separated. The
+    definition is that of sbibm: `folds`-fold cross-validation of a network with two hidden layers
+    of 10d ReLUs, and inputs that are standardised with the mean and deviation of x. Features that
+    are constant in x are centred only. The numbers of samples must be equal.
+
+    No classifier exceeds the Bayes accuracy in expectation, and this one overfits in high
+    dimension. For two Gaussians with a Bayes accuracy of 0.618 and n = 1000 it found 0.62 if d = 2,
+    but 0.54 if d = 10.
 
     Reference: lopezpaz2017revisiting.
     """
@@ -144,30 +154,32 @@ def c2st(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], *, seed: int, folds: 
     features = ((torch.cat([x, y]) - mean) / scale).detach().cpu().numpy()
     label = torch.arange(2 * len(x)).ge(len(x)).numpy()
     width = 10 * x.shape[1]
-    # so many sweeps are never used up: training stops when the loss does
+    # training stops long before, when the loss no longer decreases
     network = MLPClassifier((width, width), max_iter=10_000, random_state=seed)
     split = KFold(folds, shuffle=True, random_state=seed)
     return float(cross_val_score(network, features, label, cv=split).mean())
 
 
 def _check_samples(x: Tensor, y: Tensor, *, equal: bool = False) -> None:
-    """Two sets of at least two finite samples of one dimension, or else an error."""
+    """Refuse fewer than two samples, samples that are not finite, and different dimensions."""
     if x.dim() != 2 or y.dim() != 2 or x.shape[1] != y.shape[1]:
-        raise ValueError(f"want x (n, d) and y (m, d), got {tuple(x.shape)} and {tuple(y.shape)}")
+        raise ValueError(
+            f"x must have shape (n, d) and y (m, d), got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
     for name, samples in (("x", x), ("y", y)):
         if len(samples) < 2:
             raise ValueError(f"{name} must have at least two samples, got {len(samples)}")
         if not samples.isfinite().all():
             bad = int((~samples.isfinite()).any(1).sum())
-            raise ValueError(f"{bad} samples of {name} are not finite: drop them and say so")
+            raise ValueError(f"{bad} samples of {name} are not finite: drop them and report it")
     if equal and len(x) != len(y):
-        raise ValueError(f"sizes must be equal, got {len(x)} and {len(y)}: draw fewer of one")
+        raise ValueError(f"sizes must be equal, got {len(x)} and {len(y)}: use fewer of one")
 
 
 def _sum_of_pairs(function: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> float:
     """The sum of function(‖xᵢ − yⱼ‖) over all pairs, with at most four million at a time."""
     rows = max(1, 4_000_000 // len(y))
-    # by products of matrices the distance of a sample to itself would not be zero
+    # with matrix products the distance of a sample to itself would not be exactly zero
     exact = "donot_use_mm_for_euclid_dist"
     parts = (function(torch.cdist(part, y, compute_mode=exact)) for part in x.split(rows))
     return math.fsum(float(part.sum(dtype=torch.float64)) for part in parts)

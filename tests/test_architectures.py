@@ -182,7 +182,7 @@ def test_refining_keeps_the_nodes_of_the_control(name):
 
 @pytest.mark.parametrize("layers", [0, 1, 6, 8, 21, 100])
 def test_refining_wants_a_power_of_two(layers):
-    with pytest.raises(ValueError, match=f"layers={layers} must be the coarse 7 times a power of"):
+    with pytest.raises(ValueError, match=f"layers={layers} must be 7 times a power of"):
         network("resnet").refined(layers)
 
 

@@ -325,12 +325,12 @@ BAD = {
     "half a step": ({"steps": 2.5}, ValueError, "steps must be"),
     "true": ({"steps": True}, ValueError, "steps must be"),
     "negative tol": ({"tol": -1.0}, ValueError, "tol must be"),
-    "zero length": ({"steps": 3, "t1": 0.0}, ValueError, "no length"),
+    "zero length": ({"steps": 3, "t1": 0.0}, ValueError, "t0 and t1 must differ"),
     "infinite": ({"steps": 3, "t1": math.inf}, ValueError, "finite"),
-    "method": ({"steps": 3, "method": "dopri5"}, ValueError, "does not go with steps"),
-    "adaptive method": ({"tol": 1e-3, "method": "rk4"}, ValueError, "does not go with tol"),
+    "method": ({"steps": 3, "method": "dopri5"}, ValueError, "steps= has no method 'dopri5'"),
+    "adaptive method": ({"tol": 1e-3, "method": "rk4"}, ValueError, "tol= has no method 'rk4'"),
     "backprop": ({"steps": 3, "backprop": "magic"}, ValueError, "backprop must be"),
-    "recompute": ({"tol": 1e-3, "backprop": "recompute"}, ValueError, "fixed grid"),
+    "recompute": ({"tol": 1e-3, "backprop": "recompute"}, ValueError, "needs equal steps"),
     "save_at order": ({"steps": 3, "save_at": [0.5, 0.2]}, ValueError, "save_at must be"),
     "save_at outside": ({"steps": 3, "save_at": [2.0]}, ValueError, "save_at must be"),
     "save_at empty": ({"steps": 3, "save_at": []}, ValueError, "save_at must be"),
@@ -347,8 +347,8 @@ BAD = {
         "mixes",
     ),
     "verlet state": ({"steps": 3, "method": "verlet"}, ValueError, "two tensors"),
-    "shape": ({"steps": 3, "f": lambda t, x: x[:, None]}, ValueError, "like x in shape"),
-    "dtype": ({"steps": 3, "f": lambda t, x: x.float()}, TypeError, "like x in shape"),
+    "shape": ({"steps": 3, "f": lambda t, x: x[:, None]}, ValueError, "must have the shape"),
+    "dtype": ({"steps": 3, "f": lambda t, x: x.float()}, TypeError, "must have the shape"),
     "device": ({"steps": 3, "f": lambda t, x: x.to("meta")}, ValueError, "device"),
 }
 
@@ -367,7 +367,7 @@ def test_a_state_that_is_not_finite_says_from_which_time_on():
         integrate(lambda t, x: x**2, torch.ones(1), 0.0, 2.0, steps=40)
     with pytest.raises(IntegrationError, match=r"t=(0\.99\d+|1) "):
         integrate(lambda t, x: x**2, torch.ones(1), 0.0, 2.0, tol=1e-6)
-    with pytest.raises(IntegrationError, match="at t = t0 already"):
+    with pytest.raises(IntegrationError, match="initial state at t = t0"):
         integrate(lambda t, x: x, torch.tensor([math.nan]), 0.0, 2.0, steps=40)
 
 

@@ -267,7 +267,7 @@ BAD = {
     "no layers": (lambda: ResNetPotential(2, layers=0), "at least 1"),
     "a vector": (
         lambda: AutodiffPotential(lambda_net())(0.0, torch.ones(3, 2)),
-        "one value a sample",
+        "one value per sample",
     ),
 }
 

@@ -1,8 +1,9 @@
-"""Differential equations and their derivatives: the ground on which every chapter stands.
+"""Differential equations and their derivatives, which every chapter uses.
 
-The talk's slides on ResNets, neural ODEs and normalizing flows all integrate ẋ = v(t, x). Read
-`integration` first: `integrate` solves, and differentiates in three ways. `stepping` has the
-Runge–Kutta steps, `adjoint` the equation −ṗ = ∇vᵀp, and `calculus` divergences and Taylor tests.
+The slides on ResNets, neural ODEs and normalizing flows integrate ẋ = v(t, x). Read `integration`
+first: `integrate` solves the equation and offers three ways to differentiate the solution.
+`stepping` has the Runge–Kutta steps, `adjoint` the adjoint equation −ṗ = (∂v/∂x)ᵀp, and `calculus`
+divergences and Taylor tests.
 """
 
 from .calculus import Transformed, divergence, hutchinson, standard_normal_log_prob, taylor_errors

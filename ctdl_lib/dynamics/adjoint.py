@@ -21,13 +21,14 @@ def solve_with_adjoint(
     times: list[float],
     theta: Tensors,
 ) -> Tensors:
-    """The states solve(f, x, t0, t1, times), differentiated by x and θ with the adjoint equation.
+    """The states solve(f, x, t0, t1, times), whose gradients are computed by the adjoint equation.
 
-    Backward, (x, p, ∂L/∂θ) is integrated by `solve` from each of the times to the one before, x
-    starting from its stored value and p jumping by the gradient that arrives there.
+    The gradients are those with respect to x and θ. The backward pass integrates (x, p, ∂L/∂θ) with
+    `solve` from each time in `times` to the previous one. At each of these times, x restarts from
+    its stored value, and the gradient of the loss L with respect to that state is added to p.
 
     Raises:
-        ValueError: f uses a tensor that requires grad and is not in θ.
+        ValueError: f uses a tensor that requires a gradient and is not in θ.
 
     Reference: chen2018neural, section 2.
     """
@@ -36,7 +37,10 @@ def solve_with_adjoint(
 
 
 def parameters_of(f: Velocity, more: Iterable[Tensor] | None) -> Tensors:
-    """The parameters that require grad of a module (or bound method of one) f, and `more`."""
+    """The tensors that require gradients among `more` and the parameters of f.
+
+    Parameters are found if f is an `nn.Module` or a method of one.
+    """
     owner = getattr(f, "__self__", f)
     own = tuple(owner.parameters()) if isinstance(owner, nn.Module) else ()
     unique = {id(p): p for p in (*own, *(more or ())) if p.requires_grad}
@@ -86,7 +90,7 @@ def _augmented(f: Velocity, pack: Callable[[Tensors], Any], n: int, theta: Tenso
         pulled = (None,) * len(inputs)
         if live:
             outputs, weights = zip(*live, strict=True)
-            # a θ that was itself computed keeps its graph: its maker differentiates on from here
+            # θ may be a function of other tensors; their gradients need its graph afterwards
             pulled = torch.autograd.grad(
                 outputs, inputs, weights, allow_unused=True, retain_graph=True
             )
@@ -100,7 +104,7 @@ def _augmented(f: Velocity, pack: Callable[[Tensors], Any], n: int, theta: Tenso
 
 
 def _refuse_captured(f: OnTuples, t0: float, x: Tensors, theta: Tensors) -> None:
-    """Refuse a graph of f(t₀, x) with leaves that would get no gradient."""
+    """Refuse an f that uses tensors outside of θ which require gradients: they would get none."""
     with torch.enable_grad():
         inputs = tuple(part.detach().requires_grad_() for part in x)
         slope = f.f(t0, f.pack(inputs))

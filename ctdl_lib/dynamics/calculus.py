@@ -1,4 +1,4 @@
-"""Derivatives of batched functions, and the test that a derivative is right."""
+"""Divergences of batched functions, and a Taylor test for derivatives."""
 
 import math
 from collections.abc import Callable
@@ -11,31 +11,31 @@ from torch.func import vjp, vmap
 
 
 class Transformed(NamedTuple):
-    """An image and the logarithm of the determinant of the Jacobian that leads to it."""
+    """The image z of each sample under a map, and log |det ∂z/∂x| there."""
 
     z: Float[Tensor, "batch d"]
     log_det: Float[Tensor, " batch"]
 
 
 def standard_normal_log_prob(z: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
-    """The value log N(z; 0, I) = −½‖z‖² − d/2 log 2π."""
+    """The log density log N(z; 0, I) = −½‖z‖² − d/2 log 2π of each sample."""
     return -0.5 * z.square().sum(-1) - 0.5 * z.shape[-1] * math.log(2 * math.pi)
 
 
 class Divergence(NamedTuple):
-    """A vector field and its divergence at the same points."""
+    """The values of a vector field and of its divergence at each sample."""
 
     value: Float[Tensor, "batch d"]
     divergence: Float[Tensor, " batch"]
 
 
 def divergence(v: Callable[[Tensor], Tensor], x: Float[Tensor, "batch d"]) -> Divergence:
-    """The value v(x) and ∇·v(x) = Σᵢ ∂vᵢ/∂xᵢ, exact, for d vector–Jacobian products.
+    """The value v(x) and the exact ∇·v(x) = Σᵢ ∂vᵢ/∂xᵢ, from d vector–Jacobian products.
 
     v must treat the samples of the batch independently.
     """
     value, pullback, *_ = vjp(v, x)
-    # one row of each sample's Jacobian a product, all products in one batch
+    # product i gives row i of every sample's Jacobian; one batch of d products is fastest
     basis = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[:, None, :].expand(-1, *x.shape)
     (rows,) = vmap(pullback)(basis)
     return Divergence(value, rows.diagonal(dim1=0, dim2=2).sum(-1))
@@ -46,8 +46,8 @@ def hutchinson(
 ) -> Divergence:
     """The value v(x) and εᵀ(∂v/∂x)ε, an unbiased estimate of ∇·v(x) when E[εεᵀ] = I.
 
-    One vector–Jacobian product. Independent signs ±1 have the least variance among independent
-    entries: 2 Σ_{i≠j} S_ij² with S the symmetric part of ∂v/∂x.
+    The estimate costs one vector–Jacobian product. Among random ε with independent entries, signs
+    ±1 have the smallest variance, 2 Σ_{i≠j} S_ij², where S is the symmetric part of ∂v/∂x.
 
     Reference: hutchinson1989stochastic.
     """
@@ -57,7 +57,7 @@ def hutchinson(
 
 
 class TaylorErrors(NamedTuple):
-    """Step sizes h and the errors of the two shortest Taylor expansions."""
+    """Step sizes h and the errors of the Taylor expansions of orders zero and one."""
 
     h: Float[Tensor, " steps"]
     zeroth: Float[Tensor, " steps"]
@@ -73,7 +73,8 @@ def taylor_errors(
 ) -> TaylorErrors:
     """The errors ‖f(x + h dx) − f(x)‖ and ‖f(x + h dx) − f(x) − h df(x, dx)‖, h = 1, ½, ¼, etc.
 
-    A right derivative makes them fall like h and h² until round-off; a wrong one, both like h.
+    If `df` is the derivative of f, the first error is O(h) and the second O(h²), until rounding
+    errors dominate. If `df` is wrong, both are O(h).
     """
     f0, slope = f(x), df(x, dx)
     h = 0.5 ** torch.arange(steps, dtype=x.dtype, device=x.device)

@@ -15,13 +15,11 @@ from .adjoint import parameters_of, solve_with_adjoint
 from .stepping import METHODS, OnTuples, Statistics, Tensors, Velocity, hermite, step
 
 State = TypeVar("State", bound=Tensor | tuple[Tensor, ...])
-
-
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 
 
 class IntegrationError(ArithmeticError):
-    """The solution left the finite numbers, or needed more steps than allowed."""
+    """The solution is not finite, or it needs more steps than allowed."""
 
 
 def integrate(
@@ -41,28 +39,30 @@ def integrate(
 ) -> State:
     """The solution x(t₁) of ẋ = f(t, x), x(t₀) = `state`, or x at the times `save_at`, stacked.
 
-    `state` is a tensor or a (named) tuple of tensors; f receives and returns the same type, and so
-    does the caller. Integration runs backward when t₁ < t₀.
+    `state` is a tensor or a (named) tuple of tensors. f receives and returns the same type, which
+    is also the type of the result. If t₁ < t₀, the equation is integrated backward in time.
 
     Args:
-        steps: that many equal steps of `method` "euler", "midpoint", "heun", "rk4" (default) or
-            "verlet". Störmer–Verlet takes a state (q, p); q̇ depends on p alone and ṗ on q alone.
-        tol: relative and absolute tolerance of the adaptive `method` "dopri5" (default), "dopri8",
-            "bosh3", "fehlberg2" or "adaptive_heun". Exactly one of `steps` and `tol` is required.
-        backprop: "through" differentiates the computed steps and stores every stage; "recompute"
-            has the same gradient from the states on the grid alone, for one more evaluation of each
-            stage; "adjoint" solves the adjoint equation −ṗ = (∂f/∂x)ᵀp backward in memory that does
-            not grow with the steps, and its gradient is exact only in the limit of small steps.
-        parameters: the tensors besides `state` that "adjoint" differentiates; those of f are found
-            where f is an `nn.Module` or a method of one. The other modes find all by themselves.
-        save_at: times between t₀ and t₁ in the order of integration. With `steps`, times off the
-            grid are interpolated by cubic Hermite polynomials.
-        max_steps: bound on the steps of an adaptive method, accepted and rejected.
-        statistics: an object that the costs are added to.
+        steps: the number of equal steps of `method` "euler", "midpoint", "heun", "rk4" (default) or
+            "verlet". Störmer–Verlet needs a state (q, p) where q̇ depends on p alone and ṗ on q
+            alone.
+        tol: the relative and absolute tolerance of the adaptive `method` "dopri5" (default),
+            "dopri8", "bosh3", "fehlberg2" or "adaptive_heun". Give exactly one of `steps` and
+            `tol`.
+        backprop: "through" stores every stage and differentiates the discrete steps. "recompute"
+            gives the same gradient, but stores only the states on the grid and evaluates each
+            stage a second time. "adjoint" solves −ṗ = (∂f/∂x)ᵀp backward. Its memory does not grow
+            with the number of steps, and its gradient is exact only in the limit of small steps.
+        parameters: further tensors for which "adjoint" computes gradients. The parameters of f are
+            included if f is an `nn.Module` or a method of one. The other modes need no list.
+        save_at: times between t₀ and t₁ in the order of integration. With `steps`, states between
+            grid points are values of cubic Hermite interpolants.
+        max_steps: the largest number of steps of an adaptive method, accepted or rejected.
+        statistics: an object to which the counts of this call are added.
 
     Raises:
-        ValueError, TypeError: an argument does not fit; the message names it and the fix.
-        IntegrationError: the state is not finite (from which t on), or `max_steps` is reached.
+        ValueError, TypeError: an argument is invalid; the message names it and a remedy.
+        IntegrationError: the state is not finite, or `max_steps` is reached; the message gives t.
 
     Reference: hairer1993solving, chapters II.1 and II.6; chen2018neural, section 2.
     """
@@ -85,7 +85,7 @@ def integrate(
 
 @dataclass(frozen=True)
 class _Fixed:
-    """Equal steps of size h; called, it returns the states at `times`, stacked."""
+    """A solver with equal steps of size h, which returns the states at `times`, stacked."""
 
     method: str
     h: float
@@ -94,7 +94,7 @@ class _Fixed:
     def __call__(
         self, f: OnTuples, x: Tensors, t0: float, t1: float, times: list[float]
     ) -> Tensors:
-        # Verlet is for pairs (q, p); of what the adjoint adds to them, midpoint has the order.
+        # The adjoint equation adds components to (q, p); midpoint has the same order as Verlet.
         method = "midpoint" if self.method == "verlet" and len(x) != 2 else self.method
         nodes = self.nodes(t0, t1)
         wanted = _in_steps(times, t0, t1, len(nodes) - 1)
@@ -102,7 +102,7 @@ class _Fixed:
         for k, (t, t_next) in enumerate(pairwise(nodes)):
             between = [s - k for s in wanted if k < s < k + 1]
             h = t_next - t
-            if between:  # the slope at the end is also the first stage of the next step
+            if between:  # the slope at the end is reused as the first stage of the next step
                 slope = slope or self.remember(f, t, x)
                 end = self.remember(step, method, f, t, h, x, slope)
                 following = self.remember(f, t_next, end)
@@ -121,12 +121,12 @@ class _Fixed:
         return tuple(torch.stack(parts) for parts in zip(*saved, strict=True))
 
     def nodes(self, t0: float, t1: float) -> list[float]:
-        # Adding h again and again would miss t1; nodes weighed from both ends hit both.
+        # Repeated addition of h would miss t1 by rounding; weighted means meet both ends exactly.
         n = max(1, round(abs(t1 - t0) / self.h))
         return [(t0 * (n - k) + t1 * k) / n for k in range(n + 1)]
 
     def remember(self, function: Callable, *args):
-        """Call f; where stages are recomputed in the backward pass, only its arguments are kept."""
+        """Call the function; with "recompute", keep only its arguments for the backward pass."""
         if not (self.recompute and torch.is_grad_enabled()):
             return function(*args)
         return checkpoint(
@@ -135,14 +135,14 @@ class _Fixed:
 
 
 def _in_steps(times: list[float], t0: float, t1: float, steps: int) -> list[float]:
-    """The times in units of steps; what is a node up to round-off becomes one exactly."""
+    """The times in units of steps, rounded to integers where they are grid points up to rounding."""
     indices = [steps * (t - t0) / (t1 - t0) for t in times]
     return [float(round(i)) if abs(i - round(i)) < 1e-9 * steps else i for i in indices]
 
 
 @dataclass(frozen=True)
 class _Adaptive:
-    """Steps that meet a tolerance; called, it returns the states at `times`, stacked."""
+    """A solver with adaptive steps, which returns the states at `times`, stacked."""
 
     method: str
     tol: float
@@ -151,7 +151,7 @@ class _Adaptive:
     def __call__(
         self, f: OnTuples, x: Tensors, t0: float, t1: float, times: list[float]
     ) -> Tensors:
-        # torchdiffeq wants strictly monotone times that begin with the initial one
+        # torchdiffeq needs strictly monotone times that begin with t0
         ts = times if times[0] == t0 else [t0, *times]
         if len(ts) == 1:
             return tuple(part[None] for part in x)
@@ -160,12 +160,12 @@ class _Adaptive:
         try:
             path: Any = odeint(
                 monitored,
-                x[0] if len(x) == 1 else x,  # it copies tuples into one vector, and back, each time
+                x[0] if len(x) == 1 else x,  # torchdiffeq copies a tuple in each evaluation
                 grid,
                 rtol=self.tol,
                 atol=self.tol,
                 method=self.method,
-                # land on t1: the end of a step is more accurate than the quartic inside of one
+                # end a step at t1, which is more accurate than the interpolant inside of a step
                 options={"step_t": grid[-1:]},
             )
         except AssertionError as error:
@@ -180,7 +180,7 @@ class _Adaptive:
 
 
 class _Monitored:
-    """A velocity for torchdiffeq, with the callbacks by which it reports its steps."""
+    """A velocity for torchdiffeq, with the callbacks that torchdiffeq calls at each step."""
 
     def __init__(self, f: OnTuples, t0: float, max_steps: int):
         self.f, self.t, self.taken, self.max_steps = f, t0, 0, max_steps
@@ -207,13 +207,13 @@ class _Monitored:
 def _finite(x: Tensors) -> bool:
     try:
         return all(bool(part.isfinite().all()) for part in x)
-    except RuntimeError:  # inside torch.func.vmap there is no single truth value to branch on
+    except RuntimeError:  # inside torch.func.vmap a tensor has no single truth value
         return True
 
 
 @torch.no_grad()
 def _blame(method: str, f: OnTuples, x: Tensors, nodes: list[float]) -> str:
-    """Raise an error with the first time of a state that is not finite, found by a second solve."""
+    """The error message, with the first time at which the state of a second solve is not finite."""
     for k, (t, t_next) in enumerate(pairwise(nodes)):
         x = step(method, f, t, t_next - t, x)
         if not _finite(x):
@@ -228,8 +228,8 @@ def _checked_method(steps, tol, method, backprop) -> str:
     if (steps is None) == (tol is None):
         given = "neither" if steps is None else "both"
         raise ValueError(
-            f"{given} of steps and tol given; give exactly one, steps=16 (fixed) or tol=1e-6"
-            " (adaptive)"
+            f"{given} of steps and tol given; give exactly one, such as steps=16 (equal steps) or"
+            " tol=1e-6 (adaptive steps)"
         )
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise ValueError(f"steps must be an integer ≥ 1, got {steps!r}")
@@ -238,12 +238,12 @@ def _checked_method(steps, tol, method, backprop) -> str:
     if backprop not in ("through", "adjoint", "recompute"):
         raise ValueError(f'backprop must be "through", "adjoint" or "recompute", got {backprop!r}')
     if backprop == "recompute" and steps is None:
-        raise ValueError('backprop="recompute" needs a fixed grid: give steps= instead of tol=')
+        raise ValueError('backprop="recompute" needs equal steps: give steps= instead of tol=')
     choices = ADAPTIVE if steps is None else METHODS
     method = method or ("dopri5" if steps is None else "rk4")
     if method not in choices:
         accuracy = "tol" if steps is None else "steps"
-        raise ValueError(f"method {method!r} does not go with {accuracy}=; choose from {choices}")
+        raise ValueError(f"{accuracy}= has no method {method!r}; choose from {choices}")
     return method
 
 
@@ -262,30 +262,30 @@ def _check_state(x: tuple[Any, ...], method: str) -> None:
     if method == "verlet" and len(x) != 2:
         raise ValueError(f"verlet needs a state (q, p) of two tensors, got {len(x)}")
     if not _finite(x):
-        raise IntegrationError("the initial state is not finite, at t = t0 already")
+        raise IntegrationError("the initial state at t = t0 is not finite")
 
 
 def _checked_times(t0: float, t1: float, save_at: Sequence[float] | Tensor | None) -> list[float]:
     if not (math.isfinite(t0) and math.isfinite(t1)):
         raise ValueError(f"t0 and t1 must be finite, got {t0} and {t1}")
     if t0 == t1:
-        raise ValueError(f"the interval has no length: t0 = t1 = {t0}; x(t1) is the initial state")
+        raise ValueError(f"t0 and t1 must differ, got t0 = t1 = {t0}: x(t1) is the initial state")
     if save_at is None:
         return [t1]
     times = [float(t) for t in save_at]
     sign = math.copysign(1.0, t1 - t0)
-    slack = 1e-6 * abs(t1 - t0)  # a float32 grid may end a little outside
+    slack = 1e-6 * abs(t1 - t0)  # rounding may put the end of a float32 grid outside
     rising = all(sign * (b - a) > 0 for a, b in pairwise(times))
     inside = all(-slack <= sign * (t - t0) and sign * (t - t1) <= slack for t in times)
     if not (times and rising and inside):
         raise ValueError(
-            f"save_at must be distinct times in order from t0={t0} to t1={t1}, got {times}"
+            f"save_at must be distinct times, ordered from t0={t0} to t1={t1}, got {times}"
         )
     return [min(max(t, min(t0, t1)), max(t0, t1)) for t in times]
 
 
 class Path(NamedTuple):
-    """A path of a stochastic differential equation: times (n + 1,), states, increments (n, …)."""
+    """The times (n + 1,), states (n + 1, …) and increments dW (n, …) of a stochastic path."""
 
     t: Tensor
     x: Tensor
@@ -306,13 +306,14 @@ def euler_maruyama(
     """The path Xₖ₊₁ = Xₖ + drift(tₖ, Xₖ) h + diffusion(tₖ, Xₖ) ΔWₖ of dX = drift dt + diffusion dW.
 
     Args:
-        diffusion: σ or σ(t, x): a number, or a matrix of shape (d, k) or (batch, d, k).
-        generator: draws ΔW ~ N(0, |h| I) on its own device; the result does not depend on x's.
-        dW: the increments themselves, (steps, batch, k), in place of `generator`.
+        diffusion: a number, a matrix (d, k) or (batch, d, k), or a function (t, x) ↦ one of these.
+        generator: draws ΔW ~ N(0, |h| I) on its own device, whatever the device of x.
+        dW: given increments (steps, batch, k), instead of `generator`.
 
     Raises:
-        ValueError: both or neither of `generator` and `dW`, or an argument of a wrong size.
-        IntegrationError: the path leaves the finite numbers.
+        ValueError: both or neither of `generator` and `dW` are given, or an argument has a wrong
+            size.
+        IntegrationError: the path is not finite.
 
     Reference: kloeden1992numerical, section 10.2.
     """
@@ -326,7 +327,7 @@ def euler_maruyama(
     if dW is None:
         dW = _increments(sigma(t0, x), x, steps, abs(h), generator)
     elif dW.shape[0] != steps:
-        raise ValueError(f"dW has {dW.shape[0]} increments, steps={steps} are wanted")
+        raise ValueError(f"dW has {dW.shape[0]} increments, but steps={steps}")
     path = [x]
     for k, dw in enumerate(dW):
         t = t0 + k * h
@@ -347,10 +348,10 @@ def _increments(sigma, x: Tensor, steps: int, h: float, generator) -> Tensor:
 
 
 def displacement(sigma: float | Tensor, dw: Tensor, x: Tensor) -> Tensor:
-    """The displacement σΔW of the states x, for σ a number or a matrix, one for all or for each.
+    """The increments σΔW of the states x, where σ is a number, a matrix, or one matrix per sample.
 
     Raises:
-        ValueError: the shape of σ does not suit x.
+        ValueError: the shape of σ does not fit the shape of x.
     """
     if isinstance(sigma, Tensor) and _is_matrix(sigma, x):
         return (sigma @ dw.unsqueeze(-1)).squeeze(-1)

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 
 Tensors = tuple[Tensor, ...]
-
-
 Velocity = Callable[[Any, Any], Any]
 
 
@@ -38,11 +36,11 @@ METHODS = (*TABLEAUS, "verlet")
 
 @dataclass
 class Statistics:
-    """The counts of an integration, which are added to the object given as `statistics=`.
+    """The counts of an integration, which `integrate` adds to its argument `statistics`.
 
-    `evaluations` counts calls of f in the forward pass, and again in the backward pass where
-    "recompute" repeats a stage. `backward_evaluations` counts those of the adjoint equation.
-    `accepted` and `rejected` count steps of the forward pass.
+    `evaluations` counts the calls of f in the forward pass and, with "recompute", in the backward
+    pass. `backward_evaluations` counts the evaluations of the adjoint equation. `accepted` and
+    `rejected` count the steps of the forward pass.
     """
 
     evaluations: int = 0
@@ -52,9 +50,11 @@ class Statistics:
 
 
 class OnTuples:
-    """A velocity f as the steppers see it: tuples in, tuples out, checked once, counted always.
+    """A velocity f as a function of tuples of tensors, which counts its calls.
 
-    Args of the constructor: f, a state whose type f works with, and the object that counts.
+    The first call checks the shape, dtype and device of the result.
+
+    Args of the constructor: f; a state of the type that f receives; the `Statistics` to add to.
     """
 
     def __init__(self, f: Velocity, like: Any, statistics: Statistics):
@@ -63,7 +63,7 @@ class OnTuples:
         self.unchecked = True
 
     def pack(self, x: Tensors) -> Any:
-        """The tuple as the type of state that f works with."""
+        """The tuple x as a state of the type that f receives."""
         if self.is_tensor:
             return x[0]
         return self.kind(*x) if hasattr(self.kind, "_fields") else tuple(x)
@@ -82,7 +82,10 @@ class OnTuples:
 def step(
     method: str, f: Velocity, t: float, h: float, x: Tensors, slope: Tensors | None = None
 ) -> Tensors:
-    """The state one step of size h after x(t), by one of METHODS; `slope` is f(t, x), if known."""
+    """The state at t + h after one step from x at t, by one of METHODS.
+
+    `slope` is f(t, x), if it is known already.
+    """
     if method == "verlet":
         return _verlet(f, t, h, x)
     return _runge_kutta(TABLEAUS[method], f, t, h, x, slope)
@@ -91,7 +94,9 @@ def step(
 def hermite(
     h: float, x: Tensors, end: Tensors, slope: Tensors, end_slope: Tensors, s: float
 ) -> Tensors:
-    """The cubic with the values and slopes of both ends of a step, at t + s h (error O(h⁴)).
+    """The cubic Hermite interpolant of a step at t + s h, with an error of O(h⁴).
+
+    It has the given values and slopes at both ends of the step.
 
     Reference: hairer1993solving, chapter II.6.
     """
@@ -104,7 +109,7 @@ def hermite(
 
 
 def _advance(x: Tensors, h: float, weights: Sequence[float], slopes: Sequence[Tensors]) -> Tensors:
-    """The sum x + h Σᵢ wᵢ kᵢ, one fused multiply-add a term."""
+    """The sum x + h Σᵢ wᵢ kᵢ, with one fused multiply-add per term."""
     for w, slope in zip(weights, slopes, strict=True):
         if w:
             x = tuple(torch.add(a, k, alpha=h * w) for a, k in zip(x, slope, strict=True))
@@ -121,7 +126,7 @@ def _runge_kutta(
 
 
 def _verlet(f: Velocity, t: float, h: float, x: Tensors) -> Tensors:
-    """Kick, drift, kick: symplectic, symmetric and of order two."""
+    """One kick–drift–kick step, which is symplectic, symmetric and of order two."""
     q, p = x
     p = torch.add(p, f(t, (q, p))[1], alpha=h / 2)
     q = torch.add(q, f(t + h / 2, (q, p))[0], alpha=h)
@@ -129,9 +134,9 @@ def _verlet(f: Velocity, t: float, h: float, x: Tensors) -> Tensors:
 
 
 def _check_slope(slope: Tensors, x: Tensors) -> None:
-    """Refuse what broadcasting would accept: (batch, 1) for (batch,) becomes (batch, batch)."""
+    """Refuse a slope unlike x: broadcasting (batch, 1) and (batch,) would give (batch, batch)."""
     wanted = [(tuple(part.shape), part.dtype, part.device) for part in x]
     came = [(tuple(part.shape), part.dtype, part.device) for part in slope]
     if came != wanted:
         kind = TypeError if [c[1] for c in came] != [w[1] for w in wanted] else ValueError
-        raise kind(f"f(t, x) must be like x in shape, dtype and device: {wanted}, but it is {came}")
+        raise kind(f"f(t, x) must have the shape, dtype and device of x, {wanted}, but has {came}")

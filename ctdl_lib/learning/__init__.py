@@ -1,8 +1,8 @@
 """Learning as optimal control: training loops, and Pontryagin's principle for networks.
 
-Read `training` first: `train` yields one record a step, and the caller's loop does the rest.
-`pontryagin` states the slide on the optimal control framework layer by layer and solves it by
-successive approximations; `storage` keeps checkpoints.
+Read `training` first: `train` is a generator that yields one record per step. `pontryagin` writes
+the optimal control framework of the slides layer by layer and solves it by successive
+approximations. `storage` saves and loads checkpoints.
 """
 
 from .training import Step, TrainingError, cosine, minibatches, train

@@ -16,9 +16,9 @@ Field = Callable[[Tensor, Tensor], Tensor]
 class TrainingProblem:
     """The problem min E[ℓ(u_N)] + Σ hₖ L(θₖ) subject to uₖ₊₁ = uₖ + hₖ f(uₖ, θₖ), u₀ given.
 
-    Args of the constructor: `field` (u, θₖ) ↦ f of shape (batch, width), each sample by itself; the
-    step size `h`, one number or one a layer; `terminal_cost` u_N ↦ ℓ, one number a sample;
-    `running_cost` θₖ ↦ L.
+    Args of the constructor: the `field` (u, θₖ) ↦ f of shape (batch, width), which treats samples
+    independently; the initial states `u0`; the step size `h`, one number or one per layer; the
+    `terminal_cost` u_N ↦ ℓ of shape (batch,); the `running_cost` θₖ ↦ L, a scalar.
     """
 
     field: Field
@@ -31,13 +31,13 @@ class TrainingProblem:
         """The step sizes h₀, …, h_{N−1}.
 
         Raises:
-            ValueError: there are not as many step sizes as layers.
+            ValueError: the numbers of step sizes and layers differ.
         """
         h = torch.as_tensor(self.h, dtype=theta.dtype, device=theta.device)
         if h.dim() and len(h) != len(theta):
             raise ValueError(
-                f"h has {len(h)} step sizes and theta {len(theta)} layers; give one h a layer, "
-                "or a single number"
+                f"h has {len(h)} step sizes and theta {len(theta)} layers: give one step size per"
+                " layer, or a single number"
             )
         return h.expand(len(theta))
 
@@ -52,14 +52,14 @@ class Extremal(NamedTuple):
 def tanh_layer(
     u: Float[Tensor, "batch width"], theta: Float[Tensor, "width columns"]
 ) -> Float[Tensor, "batch width"]:
-    """The field tanh(Ku + b) with θ = (K, b), b being its last column."""
+    """The field tanh(Ku + b), where b is the last column of θ = (K, b)."""
     return torch.tanh(u @ theta[:, :-1].mT + theta[:, -1])
 
 
 def linear_layer(
     u: Float[Tensor, "batch width"], theta: Float[Tensor, "width columns"]
 ) -> Float[Tensor, "batch width"]:
-    """The field K tanh(u) + b with θ = (K, b), which is linear in its weights.
+    """The field K tanh(u) + b with θ = (K, b), which is linear in θ.
 
     Reference: li2018discrete.
     """
@@ -85,7 +85,8 @@ def objective(problem: TrainingProblem, theta: Float[Tensor, "layers ..."]) -> F
 def costates(problem: TrainingProblem, theta: Float[Tensor, "layers ..."]) -> Extremal:
     """The states and pₖ = pₖ₊₁ + hₖ (∂f/∂u)ᵀ pₖ₊₁ with p_N = ∇ℓ(u_N), so that pₖ = ∂ℓ/∂uₖ.
 
-    Costates belong to single samples: those of the mean loss are theirs divided by the batch.
+    Each costate is the derivative of the sample's own loss ℓ. Division by the batch size gives the
+    derivatives of the mean loss.
 
     Reference: li2018maximum.
     """
@@ -102,9 +103,9 @@ def costates(problem: TrainingProblem, theta: Float[Tensor, "layers ..."]) -> Ex
 def hamiltonian(
     problem: TrainingProblem, extremal: Extremal, theta: Float[Tensor, "layers ..."]
 ) -> Float[Tensor, " layers"]:
-    """The values Hₖ(θₖ) = L(θₖ) + E[pₖ₊₁ᵀ f(uₖ, θₖ)] of all layers, states and costates fixed.
+    """The values Hₖ(θₖ) = L(θₖ) + E[pₖ₊₁ᵀ f(uₖ, θₖ)] of all layers, for fixed states and costates.
 
-    If they are those of θ, then ∂J/∂θₖ = hₖ ∂Hₖ/∂θₖ and ∂J/∂hₖ = Hₖ.
+    If the states and costates belong to θ, then ∂J/∂θₖ = hₖ ∂Hₖ/∂θₖ and ∂J/∂hₖ = Hₖ.
 
     Reference: li2018maximum.
     """
@@ -114,7 +115,7 @@ def hamiltonian(
 
 
 class Minimum(NamedTuple):
-    """Minimisers of the Hamiltonians of all layers, and how often each H was evaluated."""
+    """The minimisers of the Hamiltonians of all layers, and the number of evaluations of each H."""
 
     theta: Float[Tensor, "layers ..."]
     evaluations: int
@@ -128,18 +129,19 @@ def minimize_hamiltonian(
     rho: float = 0.0,
     iterations: int = 100,
 ) -> Minimum:
-    """The minimisers of all Hₖ, or of the augmented ones, found by L-BFGS from θ.
+    """The minimisers of the Hamiltonians of all layers, found by L-BFGS from θ.
 
-    With ρ > 0, ρ/2 E‖f − f(uₖ, θₖ)‖² + ρ/2 E‖g − g(uₖ, θₖ)‖² is added, g = (∂f/∂u)ᵀpₖ₊₁, and
-    charges the trial control for the change of either equation of motion. The layers do not
-    interact, so one search serves them all.
+    With ρ > 0 the augmented Hamiltonians are minimised. They contain the additional terms
+    ρ/2 E‖f − f(uₖ, θₖ)‖² + ρ/2 E‖g − g(uₖ, θₖ)‖² with g = (∂f/∂u)ᵀpₖ₊₁, which penalise changes of
+    the state equation and of the costate equation. The layers are independent of each other, so a
+    single search minimises the sum of all Hamiltonians.
 
     Reference: li2018maximum.
     """
     u, p = extremal.u[:-1], extremal.p[1:]
     field = torch.vmap(problem.field)
     force = torch.vmap(lambda u, p, theta: _force(problem.field, u, p, theta))
-    # L-BFGS of torch wants contiguous gradients
+    # L-BFGS of torch needs contiguous gradients
     trial = theta.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
     optimizer = lbfgs([trial], iterations)
     if rho:
@@ -157,7 +159,7 @@ def minimize_hamiltonian(
 
 
 class Residual(NamedTuple):
-    """For every layer: H at θₖ, how far it is above the least value found, and ‖∂H/∂θ‖."""
+    """For each layer: the value H(θₖ), its gap to the smallest value found, and ‖∂H/∂θₖ‖."""
 
     value: Float[Tensor, " layers"]
     gap: Float[Tensor, " layers"]
@@ -169,11 +171,11 @@ def residual(
     theta: Float[Tensor, "layers ..."],
     starts: tuple[Tensor, ...] = (),
 ) -> Residual:
-    """The distances of all layers from Pontryagin's condition Hₖ(θₖ) = min Hₖ.
+    """The residuals of Pontryagin's condition Hₖ(θₖ) = min Hₖ in all layers.
 
     Args:
-        starts: controls from which the minimum is sought besides θ. H need not be convex, so the
-            gap is a lower bound that grows with their number.
+        starts: further controls, besides θ, from which H is minimised. H need not be convex, so
+            the gap is a lower bound. More starts can only raise it.
     """
     extremal = costates(problem, theta)
     theta = theta.detach().clone().requires_grad_()
@@ -187,7 +189,7 @@ def residual(
 
 @dataclass(frozen=True)
 class Sweep:
-    """One sweep of successive approximations: J before it, the new control, evaluations of H."""
+    """The record of a sweep: J before it, the new control, and the number of evaluations of H."""
 
     index: int
     loss: float
@@ -204,12 +206,14 @@ def msa(
     damping: float = 1.0,
     iterations: int = 20,
 ) -> Iterator[Sweep]:
-    """The sweeps of successive approximations: states forward, costates back, then each min Hₖ.
+    """The sweeps of the method of successive approximations (MSA), started at θ.
+
+    A sweep computes the states forward and the costates backward, and then minimises each Hₖ.
 
     Args:
-        rho: weight of the augmented Hamiltonian; 0 is the plain method.
-        damping: the part of the way to the minimisers that is gone.
-        iterations: of L-BFGS, all layers at once; they need no state or costate anew.
+        rho: the weight ρ of the augmented Hamiltonian; 0 gives the plain method.
+        damping: the factor of the step θ ← θ + damping (θ* − θ) towards the minimisers θ*.
+        iterations: the iterations of L-BFGS for all layers, with fixed states and costates.
 
     Reference: li2018maximum.
     """
@@ -238,7 +242,7 @@ def lbfgs(parameters: list[Tensor], iterations: int, memory: int = 20) -> torch.
 
 
 def search(optimizer: torch.optim.LBFGS, value: Callable[[], Tensor]) -> None:
-    """Set the parameters of the optimizer to where the value is least."""
+    """Set the parameters of the optimizer to a minimiser of `value()`."""
 
     def closure() -> Tensor:
         optimizer.zero_grad()

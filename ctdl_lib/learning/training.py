@@ -1,4 +1,4 @@
-"""A training loop that is a generator: the caller decides what to log and when to stop."""
+"""A training loop as a generator: the caller decides what to log and when to stop."""
 
 import math
 import time
@@ -15,18 +15,18 @@ from . import storage
 
 
 class TrainingError(ArithmeticError):
-    """A loss or a gradient is not finite; the parameters are those of the last good step."""
+    """A loss or a gradient is not finite; the parameters are those before that step."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of training did: the loss *before* its update, its terms, ‖gradient‖."""
+    """The record of a step: the loss before its update, the terms of the loss, and ‖gradient‖."""
 
     index: int
     loss: float
     terms: dict[str, float]
     grad_norm: float
-    seconds: float  # since the first step, interruptions not counted
+    seconds: float  # since the start of training, without interruptions
 
 
 def train(
@@ -42,24 +42,24 @@ def train(
     checkpoint: Path | None = None,
     every: int = 100,
 ) -> Iterator[Step]:
-    """The steps of minimising Σ loss(model, batches(k)) over k = 0, …, steps − 1, one by one.
+    """The records of the steps k = 0, …, steps − 1, where step k minimises loss(model, batches(k)).
 
-    `loss` returns a scalar, or scalars by name whose sum is minimised. All randomness of a step
-    belongs into its batch, a function of the step's index alone; so a run that was killed goes on
-    from `checkpoint`, first yielding again the steps before it, and on a CPU ends bit-identical to
-    a run that was never interrupted.
+    `loss` returns a scalar, or a mapping of names to scalars whose sum is minimised. All randomness
+    of step k must be in `batches(k)`, which depends on k alone. A killed run can then continue from
+    `checkpoint`: it first yields the stored records, and on a CPU it ends bit-identical to an
+    uninterrupted run.
 
     Args:
-        lr: a number or a schedule, step ↦ lr (see `cosine`).
-        optimizer: Adam by default; any other, L-BFGS too, over the parameters of `model`.
-        max_grad_norm: the gradient is scaled down to at most this norm.
-        average: a in [0, 1). After the last step the parameters θ of the model are replaced by
-            their exponential average, θ̄ ← a θ̄ + (1 − a) θ after each step, from the initial θ.
-        checkpoint: a file, written atomically after every `every` steps and at the end.
+        lr: a number, or a schedule step ↦ lr (see `cosine`).
+        optimizer: an optimizer over the parameters of `model`, such as L-BFGS; Adam by default.
+        max_grad_norm: the largest norm of the gradient; a longer gradient is scaled down to it.
+        average: the weight a ∈ [0, 1) of the exponential average θ̄ ← a θ̄ + (1 − a) θ of the
+            parameters. It starts at the initial θ, and replaces θ after the last step.
+        checkpoint: a file that is written atomically after every `every` steps and at the end.
 
     Raises:
-        TrainingError: a term or the gradient is not finite. Nothing was updated by that step, and
-            the last checkpoint stays.
+        TrainingError: a term or the gradient is not finite. The step changes nothing, and the last
+            checkpoint stays.
         ValueError: the checkpoint belongs to another model, optimizer or number of steps, or
             `average` is not in [0, 1).
     """
@@ -85,17 +85,24 @@ def train(
         if checkpoint is not None and ((index + 1) % every == 0 or index + 1 == steps):
             _keep(checkpoint, model, optimizer, steps, done, mean)
         if index + 1 == steps:
-            _replace(model, mean)  # before the caller sees the last step, and may not come back
+            _replace(model, mean)  # before the yield, since the caller may not resume the loop
         yield done[-1]
 
 
 def cosine(lr: float, steps: int, *, floor: float = 0.0) -> Callable[[int], float]:
-    """The schedule floor + (lr − floor)(1 + cos(π step/steps))/2."""
+    """The schedule step ↦ floor + (lr − floor)(1 + cos(π step/steps))/2."""
     return lambda step: floor + 0.5 * (lr - floor) * (1 + math.cos(math.pi * step / steps))
 
 
 def minibatches(*data: Tensor, size: int, seed: int) -> Callable[[int], tuple[Tensor, ...]]:
-    """The batch of step k: without replacement inside an epoch, reshuffled by (seed, epoch)."""
+    """The function k ↦ batch of step k, drawn without replacement within an epoch.
+
+    Each epoch is shuffled with a seed made of `seed` and its number. It leaves out the samples that
+    do not fill a batch of `size`.
+
+    Raises:
+        ValueError: `size` is not in 1..n, or the tensors of `data` differ in length.
+    """
     n = data[0].shape[0]
     if not 1 <= size <= n or any(part.shape[0] != n for part in data):
         lengths = [part.shape[0] for part in data]
@@ -113,7 +120,7 @@ def minibatches(*data: Tensor, size: int, seed: int) -> Callable[[int], tuple[Te
 
 
 def _update(model, loss, batch, index, optimizer, max_grad_norm):
-    """One step of the optimizer; returns the first evaluation: loss, terms and gradient norm."""
+    """The loss, its terms and the gradient norm before the step of the optimizer that is taken."""
     evaluations = []
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
@@ -189,7 +196,7 @@ def _restore(path: Path, model, optimizer, steps: int, mean) -> list[Step]:
             value.copy_(kept["average"][name])
     except (KeyError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"the checkpoint {path} belongs to another run ({error}); delete it to start afresh"
+            f"the checkpoint {path} belongs to another run ({error}): delete it and run again"
         ) from error
     history = kept["history"]
     names, columns = list(history["terms"]), [t.tolist() for t in history["terms"].values()]

@@ -1,8 +1,9 @@
-"""Networks as velocities: the slides on ResNets, stable architectures and neural ODEs.
+"""Networks for the slides on ResNets, stable architectures and neural ODEs.
 
-Read `resnets` first: one class holds every layer of the slides, and `architectures` says which
-layers and schemes there are. `neural_odes` takes adaptive steps; `invertible` bounds each layer;
-`mlps`, `operators` and `unets` are the velocities and scores of the chapters on generation.
+Read `resnets` first: its class `ResNet` can have every layer of the slides, and `architectures`
+lists these layers and their time-stepping schemes. `neural_odes` integrates a velocity adaptively,
+and `invertible` bounds the Lipschitz constant of each layer. `mlps`, `operators` and `unets` have
+the velocities and scores of the chapters on generative models.
 """
 
 from .architectures import antisymmetric_field

@@ -1,4 +1,4 @@
-"""Architectures of residual networks: a velocity with weights, and the scheme that steps it."""
+"""Architectures of residual networks: a velocity with weights and a time-stepping scheme."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,21 +7,17 @@ import torch
 from torch import Tensor
 
 State = tuple[Tensor, ...]
-
-
 Part = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Field:
-    """A velocity that depends on weights K and biases b, whole or in two parts.
+    """A velocity with weights K and biases b, given by one function or in two parts.
 
-    `parts` holds one function (u, K, b) ↦ u̇, or two for a state u = (y, z): (z, K, b) ↦ ẏ and
-    (y, K, b) ↦ ż. `shapes` tells the shapes of K and b for a given width of u; `matrix` is K ↦ A
-    where u̇ = tanh(Au + b), else None.
+    `parts` holds one function (u, K, b) ↦ u̇, or, for a state u = (y, z), the two functions
+    (z, K, b) ↦ ẏ and (y, K, b) ↦ ż. `shapes` maps the width of u to the shapes of K and b. `matrix`
+    is the map K ↦ A if u̇ = tanh(Au + b), and None otherwise.
     """
 
     parts: tuple[Part, ...]
@@ -29,7 +25,7 @@ class Field:
     matrix: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, u: Tensor, K: Tensor, b: Tensor) -> Tensor:
-        """The velocity u̇."""
+        """The velocity u̇, of the shape of u."""
         if len(self.parts) == 1:
             return self.parts[0](u, K, b)
         y, z = u.chunk(2, dim=-1)
@@ -38,11 +34,12 @@ class Field:
 
 @dataclass(frozen=True)
 class Scheme:
-    """A time-stepping scheme: how features become a state, how a layer moves it, and back.
+    """A time-stepping scheme, which turns a velocity into layers.
 
-    `start(f, u, h, θ₀)` is the first state, `step(f, state, h, θ)` the next, and `end(state)` the
-    features. `inverse(f, state, h, θ)` undoes a step, where that is possible without solving
-    equations. `weights` are the shapes of what the scheme itself learns in every layer.
+    `start(f, u, h, θ₀)` is the first state for the features u, `step(f, state, h, θ)` the next
+    state, and `end(state)` the features of a state. `inverse(f, state, h, θ)` is the previous
+    state; it is None if that state is known only implicitly. `weights` has the shapes of the
+    parameters that the scheme itself adds to every layer.
     """
 
     start: Callable[..., State]
@@ -54,7 +51,7 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A velocity and the scheme that makes layers of it."""
+    """A velocity and the time-stepping scheme that turns it into layers."""
 
     field: Field
     scheme: Scheme
@@ -78,8 +75,8 @@ def _square(width: int) -> dict[str, Shape]:
 def _half(width: int) -> dict[str, Shape]:
     if width % 2:
         raise ValueError(
-            f"a Hamiltonian network splits its features into halves (y, z), so that width={width}"
-            f" must be even: take {width + 1}"
+            f"a Hamiltonian network splits its features into halves (y, z), so width={width} must be"
+            f" even: take {width + 1}"
         )
     return {"K": (width // 2, width // 2), "b": (width // 2,)}
 
@@ -96,12 +93,12 @@ def antisymmetric_field(gamma: float) -> Field:
     """The velocity tanh((K − Kᵀ − γI)u + b).
 
     Raises:
-        ValueError: γ is negative, which would make the origin repel.
+        ValueError: γ is negative, so that features would grow.
 
     Reference: haber2017stable.
     """
     if not gamma >= 0:
-        raise ValueError(f"gamma={gamma} must be ≥ 0: a negative one makes the features grow")
+        raise ValueError(f"gamma={gamma} must be ≥ 0: with a negative one the features grow")
 
     def matrix(K: Tensor) -> Tensor:
         return K - K.mT - gamma * torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
@@ -110,14 +107,8 @@ def antisymmetric_field(gamma: float) -> Field:
 
 
 LAYER = Field((_tanh,), _square, matrix=lambda K: K)
-
-
 PARABOLIC = Field((_descent,), _square)
-
-
 HAMILTONIAN = Field((_tanh, lambda y, K, b: -_tanh(y, K.mT, b)), _half)
-
-
 TWO_LAYER_HAMILTONIAN = Field(
     (
         lambda z, K, b: -_descent(z, K[0], b[0]),
@@ -178,7 +169,7 @@ def _leapfrog_inverse(f: Field, state: State, h: float, theta: State) -> State:
 
 
 def _euler_backward(f: Field, u: Tensor, h: float, theta: State) -> State:
-    """With u₋₁ = u₀ − h f(u₀), the first step of the midpoint rule is one of Euler."""
+    """The states u₋₁ = u₀ − h f(u₀) and u₀, from which the first midpoint step is an Euler step."""
     return torch.sub(u, f(u, *theta), alpha=h), u
 
 
@@ -198,39 +189,29 @@ def _multistep(f: Field, state: State, h: float, theta: State) -> State:
 
 
 EULER = Scheme(_alone, _euler, _last)
-
-
 SYMPLECTIC = Scheme(_halves, _symplectic, lambda state: torch.cat(state, -1), _symplectic_inverse)
-
-
 LEAPFROG = Scheme(_twice, _leapfrog, _last, _leapfrog_inverse)
-
-
 MIDPOINT = Scheme(_euler_backward, _midpoint, _last, _midpoint_inverse)
-
-
 MULTISTEP = Scheme(_twice, _multistep, _last, weights={"kappa": ()})
 
 
-# --- both together ------------------------------------------------------------------------------
+# --- architectures ------------------------------------------------------------------------------
 
 PLAIN = Architecture(LAYER, Scheme(_alone, _replace, _last))
-
-
 RESNET = Architecture(LAYER, EULER)
 
 
 def architectures(gamma: float = 0.0) -> dict[str, Architecture]:
-    """The architectures of the book by name; `gamma` ≥ 0 damps the antisymmetric one.
+    """The architectures of the book by name; `gamma` ≥ 0 is the damping γ of "antisymmetric".
 
-    With f = tanh(Ku + b), A = K − Kᵀ − γI, and index n for the layer, their layers are
+    Let f(u) = tanh(Ku + b) and A = K − Kᵀ − γI. The layers are, for n = 0, 1, …,
 
     - resnet: uₙ₊₁ = uₙ + h f(uₙ)
     - antisymmetric: uₙ₊₁ = uₙ + h tanh(Auₙ + b)
     - hamiltonian: zₙ₊₁ = zₙ − h tanh(Kᵀyₙ + b), yₙ₊₁ = yₙ + h tanh(Kzₙ₊₁ + b)
     - two-layer hamiltonian: zₙ₊₁ = zₙ − h K₂ᵀtanh(K₂yₙ + b₂), yₙ₊₁ = yₙ + h K₁ᵀtanh(K₁zₙ₊₁ + b₁)
     - leapfrog: uₙ₊₁ = 2uₙ − uₙ₋₁ − h² Kᵀf(uₙ), u₋₁ = u₀
-    - midpoint: uₙ₊₁ = uₙ₋₁ + 2h tanh((K − Kᵀ)uₙ + b), and u₁ by Euler
+    - midpoint: uₙ₊₁ = uₙ₋₁ + 2h tanh((K − Kᵀ)uₙ + b), with u₁ from an Euler step
     - parabolic: uₙ₊₁ = uₙ − h Kᵀf(uₙ)
     - multistep: uₙ₊₁ = (1 − κₙ)uₙ + κₙuₙ₋₁ + h f(uₙ) with κₙ learned, u₋₁ = u₀
 

@@ -1,4 +1,4 @@
-"""Features of time and place for networks."""
+"""Features of time and position, as inputs of networks."""
 
 import math
 from typing import Any
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def time_features(t: Float[Tensor, " batch"], count: int) -> Float[Tensor, "batch {count}"]:
-    """The features sin(ωⱼt) and cos(ωⱼt) for `count`/2 frequencies ω from 1 to 1000.
+    """The features sin(ωⱼt) and cos(ωⱼt) for `count`/2 frequencies ωⱼ.
 
-    They are in a geometric progression.
+    The frequencies are in geometric progression from 1 to 1000.
 
     Raises:
-        ValueError: count is odd or below 4.
+        ValueError: `count` is odd or below 4.
 
     Reference: ho2020denoising, appendix B.
     """
@@ -26,7 +26,7 @@ def time_features(t: Float[Tensor, " batch"], count: int) -> Float[Tensor, "batc
 
 
 def torus_features(u: Float[Tensor, "batch n n"]) -> Float[Tensor, "4 n n"]:
-    """The features sin 2πx, cos 2πx, sin 2πy, cos 2πy at the pixels of a field: two circles."""
+    """The features sin 2πx, cos 2πx, sin 2πy, cos 2πy at the pixels (x, y) of the unit torus."""
     n = u.shape[-1]
     x = 2 * math.pi * torch.arange(n, dtype=u.dtype, device=u.device) / n
     circle = torch.stack([x.sin(), x.cos()])
@@ -34,5 +34,5 @@ def torus_features(u: Float[Tensor, "batch n n"]) -> Float[Tensor, "4 n n"]:
 
 
 def times_like(t: Any, x: Tensor) -> Float[Tensor, " batch"]:
-    """The time t as one value a sample, from a number, a 0-dim tensor or a tensor (batch,)."""
+    """The time t as one value per sample, from a number, a 0-dim tensor or a tensor (batch,)."""
     return torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(x.shape[0])

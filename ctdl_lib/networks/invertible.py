@@ -17,14 +17,16 @@ Function = Callable[[Tensor], Tensor]
 class Contraction(nn.Module):
     """The map g(x) = V tanh(⋯ tanh(W₁x + b₁) ⋯) + b_L whose Lipschitz constant is at most c < 1.
 
-    Every matrix W is used as W / max(1, ‖W‖₂/κ) with κ = c^(1/L), L being the number of matrices
-    and ‖W‖₂ the exact spectral norm (a singular value decomposition in each call: use it for small
-    matrices). The bound is seldom attained, since the worst directions of the layers rarely meet.
+    Each of the L matrices W is divided by max(1, ‖W‖₂/κ) with κ = c^(1/L). The spectral norm ‖W‖₂
+    is exact and costs a singular value decomposition per call, so matrices should be small. The
+    actual Lipschitz constant is usually below c, because the leading singular vectors of successive
+    layers are rarely aligned.
 
-    Args of the constructor: dimension `d`, `width` and number `hidden` of the hidden layers, `c`.
+    Args of the constructor: the dimension `d`; the `width` and number `hidden` of hidden layers;
+    the bound `c`; `generator` draws the weights.
 
     Raises:
-        ValueError: c is not between 0 and 1, so that x + g(x) need not have an inverse.
+        ValueError: c is not in (0, 1), so that x + g(x) need not be invertible.
 
     Reference: behrmann2019invertible.
     """
@@ -58,7 +60,7 @@ class Contraction(nn.Module):
 
 
 class InvertibleResNet(nn.Module):
-    """The map that applies x ↦ x + g(x) for each of its contractions g, one after the other.
+    """The composition of the maps x ↦ x + g(x) over the given contractions g.
 
     Reference: behrmann2019invertible.
     """
@@ -70,21 +72,24 @@ class InvertibleResNet(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch d"], log_det: Callable[[Function, Tensor], Tensor]
     ) -> Transformed:
-        """The image z of x, and the sum of log_det(g, ·), exact or estimated, over all layers."""
+        """The image z of x and log det ∂z/∂x, the sum of log_det(g, ·) over all layers.
+
+        `log_det` is `log_det` of this module or one of its two estimates.
+        """
         total = x.new_zeros(len(x))
         for g in self.contractions:
             total, x = total + log_det(g, x), x + g(x)
         return Transformed(x, total)
 
     def inverse(self, z: Float[Tensor, "batch d"], *, iterations: int) -> Float[Tensor, "batch d"]:
-        """The point that is mapped to z, each layer inverted by so many fixed-point iterations."""
+        """The point that is mapped to z, from `iterations` fixed-point iterations per layer."""
         for g in self.contractions[::-1]:
             z = inverse(g, z, float(g.c), iterations=iterations).x  # pyright: ignore[reportArgumentType]
         return z
 
 
 class Inverse(NamedTuple):
-    """An approximate inverse and a bound of its error, one number a sample."""
+    """An approximate inverse x and a bound on its error in the norm, for each sample."""
 
     x: Float[Tensor, "batch d"]
     error_bound: Float[Tensor, " batch"]
@@ -93,15 +98,15 @@ class Inverse(NamedTuple):
 def inverse(g: Function, y: Float[Tensor, "batch d"], c: float, *, iterations: int) -> Inverse:
     """The solution of x + g(x) = y by `iterations` steps of x ← y − g(x), started at x = y.
 
-    With Lip(g) ≤ c the error falls at least like cⁿ, and never exceeds c/(1 − c) ‖xₙ − xₙ₋₁‖.
+    If Lip(g) ≤ c, the error after n iterations is O(cⁿ) and at most c/(1 − c) ‖xₙ − xₙ₋₁‖.
 
     Raises:
-        ValueError: c is not in [0, 1), or no iteration is asked for.
+        ValueError: c is not in [0, 1), or `iterations` is below 1.
 
     Reference: behrmann2019invertible.
     """
     if not 0 <= c < 1:
-        raise ValueError(f"c={c} must lie in [0, 1): the iteration converges for contractions only")
+        raise ValueError(f"c={c} must lie in [0, 1): only for contractions the iteration converges")
     if iterations < 1:
         raise ValueError(f"iterations={iterations} must be at least 1")
     x, before = y, y
@@ -111,7 +116,7 @@ def inverse(g: Function, y: Float[Tensor, "batch d"], c: float, *, iterations: i
 
 
 def log_det(g: Function, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
-    """The logarithm of det(I + ∂g/∂x), exact, for d vector–Jacobian products and d³ operations."""
+    """The exact log |det(I + ∂g/∂x)|, from d vector–Jacobian products and O(d³) operations."""
     J = vmap(jacrev(lambda x: g(x[None])[0]))(x)
     return torch.linalg.slogdet(torch.eye(x.shape[1], dtype=x.dtype, device=x.device) + J)[1]
 
@@ -119,10 +124,10 @@ def log_det(g: Function, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]
 def log_det_series(
     g: Function, x: Float[Tensor, "batch d"], eps: Float[Tensor, "batch d"], *, terms: int
 ) -> Float[Tensor, " batch"]:
-    """The sum Σₖ (−1)ᵏ⁺¹ εᵀJᵏε/k of the first `terms` terms, J = ∂g/∂x, for log det(I + J).
+    """The estimate Σₖ (−1)ᵏ⁺¹ εᵀJᵏε/k of log det(I + J), k = 1, …, `terms`, where J = ∂g/∂x.
 
-    In expectation over ε with E[εεᵀ] = I it is the truncated series of the traces; what is cut off
-    is a bias of at most d cⁿ⁺¹/((n + 1)(1 − c)) for n terms and Lip(g) ≤ c.
+    Its expectation over ε with E[εεᵀ] = I is the truncated series Σₖ (−1)ᵏ⁺¹ tr(Jᵏ)/k. After n terms
+    with Lip(g) ≤ c, the truncation causes a bias of at most d cⁿ⁺¹/((n + 1)(1 − c)).
 
     Reference: behrmann2019invertible.
     """
@@ -138,11 +143,11 @@ def log_det_roulette(
     always: int = 2,
     stop: float = 0.5,
 ) -> Float[Tensor, " batch"]:
-    """The series of `log_det_series` cut at random, each term weighed so that nothing is lost.
+    """The series of `log_det_series` truncated at random, an unbiased estimate of log det(I + J).
 
-    The first `always` terms are taken, and each further one if the wheel does not say `stop`; so
-    term k is reached with probability pₖ = (1 − stop)^(k − always), and is divided by pₖ. The
-    expectation over ε and the number of terms is log det(I + J) without bias.
+    The first `always` terms are always summed. Before each further term the sum stops with
+    probability `stop`. A term k > `always` is thus reached with probability
+    pₖ = (1 − stop)^(k − always). It is divided by pₖ, so that the truncation causes no bias.
 
     Raises:
         ValueError: `stop` is not in (0, 1), or `always` is negative.
@@ -159,7 +164,7 @@ def log_det_roulette(
 
 
 def _series(g: Function, x: Tensor, eps: Tensor, weights: list[float]) -> Tensor:
-    """The sum Σₖ wₖ εᵀJᵏε, one vector–Jacobian product a term."""
+    """The sum Σₖ wₖ εᵀJᵏε, from one vector–Jacobian product per term."""
     _, pullback, *_ = vjp(g, x)
     total, v = x.new_zeros(len(x)), eps
     for weight in weights:

@@ -15,10 +15,10 @@ from .embeddings import times_like
 class MLP(nn.Module):
     """The velocity v(t, x) = W_L a(⋯ a(W₁(x, t) + b₁) ⋯) + b_L, with time as one more input.
 
-    Args of the constructor: the dimension `d` of x, `width` and number `hidden` of the hidden
-    layers, the `activation` a; without `time` the velocity does not depend on t, and with
-    `context_dim` v(t, x, y) has y as further inputs. Weights and biases are uniform in ±1/√(number
-    of inputs), drawn by `generator`.
+    Args of the constructor: the dimension `d` of x; the `width` and number `hidden` of hidden
+    layers; the `activation` a. Without `time` the velocity does not depend on t. With `context_dim`
+    above zero, v(t, x, y) has a context y as further input. `generator` draws weights and biases
+    uniformly from [−1/√n, 1/√n], where n is the number of inputs of their layer.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class MLP(nn.Module):
         x: Float[Tensor, "batch d"],
         y: Float[Tensor, "batch context"] | None = None,
     ) -> Float[Tensor, "batch d"]:
-        """The velocity at time t, a number, or a tensor of one time or of one a sample."""
+        """The velocity v(t, x) or v(t, x, y), where t is one time or one time per sample."""
         time = [times_like(t, x)[:, None]] if self.time else []
         x = torch.cat([x, *time, *([] if y is None else [y])], 1)
         for i, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
@@ -57,8 +57,9 @@ class MLP(nn.Module):
 class ConcatSquash(nn.Module):
     """The velocity of layers (Wx + b) · sigmoid(at + c) + et, with an activation between them.
 
-    Args of the constructor: as for `MLP`. The product and sum are componentwise, so that time can
-    switch each unit on and off.
+    The vectors a, c and e act componentwise, so time can switch each unit on and off.
+
+    Args of the constructor: as for `MLP`.
 
     Reference: grathwohl2019ffjord.
     """
@@ -79,7 +80,7 @@ class ConcatSquash(nn.Module):
         for n, m in pairwise([d + context_dim, *[width] * hidden, d]):
             self.W.append(uniform((m, n), n, generator))
             self.b.append(uniform((m,), n, generator))
-            for row in (self.a, self.c, self.e):  # they see the time alone
+            for row in (self.a, self.c, self.e):  # their only input is the time
                 row.append(uniform((m,), 1, generator))
 
     def forward(
@@ -88,7 +89,7 @@ class ConcatSquash(nn.Module):
         x: Float[Tensor, "batch d"],
         y: Float[Tensor, "batch context"] | None = None,
     ) -> Float[Tensor, "batch d"]:
-        """The velocity at time t, a number, or a tensor of one time or of one a sample."""
+        """The velocity v(t, x) or v(t, x, y), where t is one time or one time per sample."""
         t = times_like(t, x)[:, None]
         x = x if y is None else torch.cat([x, y], 1)
         rows = zip(self.W, self.b, self.a, self.c, self.e, strict=True)
@@ -99,5 +100,5 @@ class ConcatSquash(nn.Module):
 
 
 def uniform(shape: tuple[int, ...], inputs: int, generator: torch.Generator | None) -> Tensor:
-    """A parameter drawn uniformly from ±1/√inputs."""
+    """A tensor whose entries are drawn uniformly from [−1/√inputs, 1/√inputs]."""
     return (2 * torch.rand(shape, generator=generator) - 1) * (1 / math.sqrt(inputs))

@@ -1,4 +1,4 @@
-"""Neural ODEs as networks: an input, a flow, and a linear readout."""
+"""Neural ODEs as networks: padded inputs, a flow, and a linear readout."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,10 +13,11 @@ from ..dynamics.stepping import Statistics
 
 
 class NeuralODE(nn.Module):
-    """The network F(y) = W x(1) + μ with ẋ = v(t, x) and x(0) = (y, 0, …, 0), p zeros appended.
+    """The network F(y) = W x(1) + μ, where ẋ = v(t, x) and x(0) is y with p appended zeros.
 
-    Args of the constructor: the `velocity` v of dimension d + p, `outputs`, the number `augment` of
-    zeros, and `solver`, the arguments of `integrate`, such as {"tol": 1e-3}. `generator` draws W.
+    Args of the constructor: the `velocity` v in dimension d + p; the dimension `d` of y; the number
+    of `outputs`; the number p of zeros (`augment`); `solver`, the arguments of `integrate`, such as
+    {"tol": 1e-3}. `generator` draws W.
 
     Reference: chen2018neural; dupont2019augmented.
     """
@@ -47,7 +48,10 @@ class NeuralODE(nn.Module):
         save_at: Sequence[float] | Tensor | None = None,
         statistics: Statistics | None = None,
     ) -> Float[Tensor, "*times batch features"]:
-        """The features x(1), or x at the times `save_at`; `statistics` counts what they cost."""
+        """The features x(1), or x at the times `save_at`, stacked.
+
+        The counts of the integration are added to `statistics`.
+        """
         x = functional.pad(y, (0, self.augment))
         how = {"save_at": save_at, "statistics": statistics, **self.solver}
         return integrate(self.velocity, x, 0.0, 1.0, **how)

@@ -1,4 +1,4 @@
-"""Fourier neural operators: networks that map functions on the torus to functions."""
+"""Fourier neural operators, which map functions on the torus to functions on the torus."""
 
 import math
 from functools import cache
@@ -14,10 +14,11 @@ from .embeddings import time_features, times_like, torus_features
 
 
 class _Waves(NamedTuple):
-    """The matrices of the truncated Fourier transform along the axes, and back, all real.
+    """The real matrices of the truncated Fourier transform along each axis and of its inverse.
 
-    The transform goes along y first, to pairs (real part, imaginary part) of the wave numbers
-    0 ≤ k₂ < m, then along x, to −m < k₁ < m. The way back ends with the real part of the sum.
+    The transform acts along y first and gives pairs (real part, imaginary part) for the wave
+    numbers 0 ≤ k₂ < m. It then acts along x and gives −m < k₁ < m. The inverse returns the real
+    part of the sum.
     """
 
     along_y: Float[Tensor, "pairs n"]  # (2m, n)
@@ -30,17 +31,18 @@ def _waves(n: int, modes: int, like: Tensor) -> _Waves:
     return _Waves(*(torch.as_tensor(matrix).to(like) for matrix in _wave_arrays(n, modes)))
 
 
-@cache  # arrays: tensors would remember inside of which transformation they were made
+@cache  # arrays, since a cached tensor may belong to a torch.func transform that has ended
 def _wave_arrays(n: int, modes: int) -> tuple[np.ndarray, ...]:
     x = 2 * math.pi * np.arange(n) / n
     ky, kx = np.arange(modes), np.arange(-modes + 1, modes)
     phase_y, phase_x = ky[:, None] * x, kx[:, None] * x
     cos, sin = np.cos(phase_x), np.sin(phase_x)
-    # the product with e^{−iφ} acts on (real, imaginary) as the matrix ((cos, sin), (−sin, cos))
+    # multiplication by e^{−iφ} acts on (real, imaginary) as the matrix ((cos, sin), (−sin, cos))
     turn = np.stack([np.stack([cos, sin], -1), np.stack([-sin, cos], -1)])
     along_x = turn.reshape(2 * len(kx), 2 * n)
     along_y = np.stack([np.cos(phase_y), -np.sin(phase_y)]).reshape(2 * modes, n)
-    twice = np.tile(np.where(ky > 0, 2.0, 1.0), 2)  # for k₂ < 0, which are the conjugates
+    # the coefficients with k₂ < 0 are the conjugates of those with k₂ > 0
+    twice = np.tile(np.where(ky > 0, 2.0, 1.0), 2)
     matrices = (along_y / n, along_x / n, along_x.T, (twice[:, None] * along_y).T)
     return tuple(np.ascontiguousarray(matrix) for matrix in matrices)
 
@@ -48,16 +50,17 @@ def _wave_arrays(n: int, modes: int) -> tuple[np.ndarray, ...]:
 class SpectralConv(nn.Module):
     """The convolution (Ku)(x) = Σₖ Rₖ ûₖ e^{2πi k·x} over wave numbers |k₁|, |k₂| < modes.
 
-    ûₖ = n⁻² Σ u(x) e^{−2πi k·x}, so that K is the same operator on every grid with n ≥ 2·modes.
-    Rₖ ∈ ℂ^{out × in} is learned for k₂ ≥ 0, and R₋ₖ is its conjugate, so that Ku is real; where
-    k₂ = 0, the mean of Rₖ and the conjugate of R₋ₖ counts.
+    The Fourier coefficients are ûₖ = n⁻² Σ u(x) e^{−2πi k·x}, so K is the same operator on every
+    grid with n ≥ 2·modes. The matrices Rₖ ∈ ℂ^{out × in} are learned for k₂ ≥ 0, and R₋ₖ is the
+    conjugate of Rₖ, so Ku is real. If k₂ = 0, both Rₖ and R₋ₖ are learned, and the operator uses
+    the mean of Rₖ and the conjugate of R₋ₖ.
 
-    Few modes make truncated transforms by products of matrices faster than the full FFT, and these
-    want the grid as the first two axes. Per call, with c channels, B samples and single precision,
-    the arrays read and written have about 4Bc(2n² + 8nm + 40m²) bytes, and the weights 32m²c².
+    For few modes, truncated transforms by matrix products are faster than the full FFT. They need
+    the grid as the first two axes. In single precision, with B samples, c channels and m modes, a
+    call reads and writes about 4Bc(2n² + 8nm + 40m²) bytes of arrays and 32m²c² bytes of weights.
 
-    Args of the constructor: numbers of channels and `modes`; `generator` draws Rₖ with
-    E|Rₖ|² = 1/`inputs`.
+    Args of the constructor: the numbers of channels (`inputs`, `outputs`) and of `modes`;
+    `generator` draws the entries of Rₖ, whose squared moduli have the mean 1/`inputs`.
 
     Reference: li2021fourier, section 4.
     """
@@ -71,7 +74,7 @@ class SpectralConv(nn.Module):
         self.R = nn.Parameter(torch.randn(shape, generator=generator) / math.sqrt(2 * inputs))
 
     def forward(self, u: Float[Tensor, "n n batch inputs"]) -> Float[Tensor, "n n batch outputs"]:
-        """The fields Ku.
+        """The fields Ku on the grid of u.
 
         Raises:
             ValueError: n < 2·modes.
@@ -94,15 +97,17 @@ class SpectralConv(nn.Module):
 class FNO(nn.Module):
     """The Fourier neural operator net(t, u) on fields u over the torus, at any resolution.
 
-    The channels u, sin 2πx, cos 2πx, sin 2πy, cos 2πy are lifted to `width` ones; each of the
-    `layers` maps u to u + gelu(g ⊙ (Ku + Wu + b) + e), with K a `SpectralConv`, W a matrix, and
-    vectors g and e made of t; a network of one hidden layer makes one channel of them. All but K
-    acts on the points one by one. The published operator has neither the residual u nor the time.
+    A matrix maps the channels u, sin 2πx, cos 2πx, sin 2πy, cos 2πy to `width` channels. Each of
+    the `layers` maps u to u + gelu(g ⊙ (Ku + Wu + b) + e), where K is a `SpectralConv`, W a matrix,
+    and the vectors g and e depend on t. A network with one hidden layer maps the result to one
+    channel. Everything except K acts pointwise. The published operator has no skip connection and
+    no time.
 
-    Args of the constructor: `modes` of each convolution; `generator` draws all weights.
+    Args of the constructor: the `modes` of each convolution; the even `width`; the number of
+    `layers`; `generator` draws all weights.
 
     Raises:
-        ValueError: a size is too small.
+        ValueError: `modes` or `layers` is below 1, or `width` is odd or below 4.
 
     Reference: li2021fourier, section 4.
     """
@@ -117,7 +122,7 @@ class FNO(nn.Module):
     ):
         super().__init__()
         if min(modes, layers) < 1 or width < 4 or width % 2:
-            raise ValueError(f"want {modes=} and {layers=} ≥ 1 and an even {width=} ≥ 4")
+            raise ValueError(f"{modes=}, {layers=} must be at least 1, {width=} even and at least 4")
 
         def weights(outputs: int, inputs: int, *stack: int) -> nn.Parameter:
             uniform = 2 * torch.rand((*stack, outputs, inputs), generator=generator) - 1
@@ -134,13 +139,13 @@ class FNO(nn.Module):
         self.narrow = weights(1, 4 * width)
 
     def forward(self, t: Any, u: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch n n"]:
-        """The fields net(t, u), t a number or one a field.
+        """The fields net(t, u), where t is one time or one time per field.
 
         Raises:
             ValueError: the fields are not square, or n < 2·modes.
         """
         if u.dim() != 3 or u.shape[1] != u.shape[2]:
-            raise ValueError(f"want square fields (batch, n, n), got {tuple(u.shape)}")
+            raise ValueError(f"u must have square fields (batch, n, n), got {tuple(u.shape)}")
         time = functional.silu(time_features(times_like(t, u), self.width) @ self.clock.T)
         place = torus_features(u).permute(1, 2, 0)[:, :, None].expand(-1, -1, len(u), -1)
         u = torch.cat([u.permute(1, 2, 0)[..., None], place], -1)

@@ -13,28 +13,28 @@ from torch.autograd.function import once_differentiable
 from .architectures import EULER, PLAIN, RESNET, Architecture, State
 
 NO_INVERSE = (
-    "to go backward, layers must have an inverse: choose a Hamiltonian, leapfrog or midpoint"
-    " architecture"
+    "the layers of this architecture have no explicit inverse: choose a Hamiltonian, leapfrog or"
+    " midpoint architecture"
 )
 
 
 class ResNet(nn.Module):
-    """The network F(y) = K_out u_N + b_out whose features start as u₀ = K_in y.
+    """The network F(y) = K_out u_N + b_out whose features start with u₀ = K_in y.
 
-    Its layers uₖ ↦ uₖ₊₁ are those of an `architecture`; by default they are forward Euler steps of
-    size h = horizon/layers for ∂ₜu = tanh(K(t)u + b(t)). At first, K_in embeds the input (ones on
-    the diagonal, zeros elsewhere), and every layer has the same weights, drawn from N(0, scale²):
-    K and b are constant in time whatever the number of layers. The layers uₖ₊₁ = tanh(Kₖuₖ + bₖ) of
-    `architectures.PLAIN` start with weights of their own, drawn from N(0, (5/3)²/width), the usual
-    choice for tanh.
+    The `architecture` defines the layers uₖ ↦ uₖ₊₁. By default they are forward Euler steps of size
+    h = horizon/layers for ∂ₜu = tanh(K(t)u + b(t)). Initially K_in has ones on its diagonal and
+    zeros elsewhere, and b is zero. All layers start with the same K, whose entries are drawn from
+    N(0, scale²), so K is constant in time for any number of layers. The layers
+    uₖ₊₁ = tanh(Kₖuₖ + bₖ) of `architectures.PLAIN` start with different Kₖ, whose entries are drawn
+    from N(0, (5/3)²/width), the usual choice for tanh.
 
-    Args of the constructor: numbers of `inputs`, `outputs`, features (`width`) and `layers`, the
-    final time `horizon`, the `scale` of the initial weights; `generator` draws them. With `reverse`
-    the backward pass computes the features anew by inverting the layers, instead of storing them.
+    Args of the constructor: the numbers of `inputs`, `outputs`, features (`width`) and `layers`;
+    the final time `horizon`; the `scale` of the initial weights; `generator` draws them. With
+    `reverse` the backward pass stores no features: it recomputes them by inverting the layers.
 
     Raises:
-        ValueError: a size is too small, odd where it must be even, or `reverse` is asked of an
-            architecture that has no inverse.
+        ValueError: a size is below 1, `width` is odd but the architecture needs an even one, or
+            `reverse` is set for an architecture without an explicit inverse.
 
     Reference: he2016resnet, section 3; haber2017stable; chang2018reversible.
     """
@@ -85,7 +85,7 @@ class ResNet(nn.Module):
 
     @property
     def theta(self) -> tuple[Tensor, ...]:
-        """The weights of all layers: K, b, and what else the architecture has."""
+        """The weights of all layers: K, b, and any further weights of the architecture."""
         return tuple(getattr(self, name) for name in self.architecture.shapes(len(self.K_in)))
 
     def forward(self, y: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:
@@ -93,7 +93,7 @@ class ResNet(nn.Module):
         return self.features(y) @ self.K_out.T + self.b_out
 
     def features(self, y: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch width"]:
-        """The propagated features u_N."""
+        """The features u_N of the last layer."""
         f, scheme = self.architecture.field, self.architecture.scheme
         if scheme is EULER and f.matrix is not None:
             return propagate(y @ self.K_in.T, f.matrix(self.K), self.b, self.h)
@@ -109,14 +109,14 @@ class ResNet(nn.Module):
         return torch.stack([self.architecture.scheme.end(state) for state in self.states(y)])
 
     def start(self, y: Float[Tensor, "batch inputs"]) -> State:
-        """The state that the architecture makes of K_in y."""
+        """The first state of the time-stepping scheme, for the features K_in y."""
         first = tuple(w[0] for w in self.theta)
         return self.architecture.scheme.start(
             self.architecture.field, y @ self.K_in.T, self.h, first
         )
 
     def states(self, y: Float[Tensor, "batch inputs"]) -> Iterator[State]:
-        """The states of all layers, from the first on, one by one."""
+        """The states of all layers, one by one, from the first to the last."""
         f, step, state = self.architecture.field, self.architecture.scheme.step, self.start(y)
         yield state
         for theta in zip(*(w.unbind() for w in self.theta), strict=True):
@@ -124,7 +124,7 @@ class ResNet(nn.Module):
             yield state
 
     def reversed_states(self, state: State) -> Iterator[State]:
-        """The states of all layers, from the last back to the first, by inverting the layers."""
+        """The states of all layers, one by one, from the last to the first, by inverting layers."""
         f, inverse = self.architecture.field, self.architecture.scheme.inverse
         if inverse is None:
             raise ValueError(NO_INVERSE)
@@ -135,20 +135,20 @@ class ResNet(nn.Module):
 
     def velocity(self, t: Any, u: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
         """The velocity ∂ₜu with weights piecewise constant in time, e.g. tanh(K(t)u + b(t))."""
-        # Nodes tₖ = k h carry round-off; a millionth of a layer puts each into its own layer.
+        # A node tₖ = k h may be rounded down; the shift by 10⁻⁶ layers assigns it to layer k.
         k = min(int(float(t) / self.h + 1e-6), self.layers - 1)
         return self.architecture.field(u, self.K[k], self.b[k])
 
     def refined(self, layers: int) -> "ResNet":
-        """The network with the same control on a finer grid of N, 2N, 4N, … `layers`.
+        """The network with weights interpolated in time to N, 2N, 4N, … `layers`.
 
         Raises:
-            ValueError: `layers` is no such number.
+            ValueError: `layers` is not N times a power of two.
         """
         doublings = math.log2(layers / self.layers) if layers >= 1 else -1.0
         if doublings < 0 or not doublings.is_integer():
             raise ValueError(
-                f"layers={layers} must be the coarse {self.layers} times a power of two: take"
+                f"layers={layers} must be {self.layers} times a power of two: take"
                 f" {self.layers * 2 ** max(1, round(doublings))}"
             )
         finer = copy.deepcopy(self)
@@ -160,7 +160,7 @@ class ResNet(nn.Module):
 
 
 def time_smoothness(theta: Float[Tensor, "layers ..."], h: float) -> Float[Tensor, ""]:
-    """The value 1/(2h) Σₖ ‖θₖ₊₁ − θₖ‖², which tends to ½∫‖∂ₜθ‖² dt as the layers are refined.
+    """The value 1/(2h) Σₖ ‖θₖ₊₁ − θₖ‖², which converges to ½∫‖∂ₜθ‖² dt as h → 0.
 
     Reference: haber2017stable.
     """
@@ -175,7 +175,7 @@ def tikhonov(*parameters: Tensor) -> Float[Tensor, ""]:
 def prolongate(theta: Float[Tensor, "layers ..."], layers: int) -> Float[Tensor, "finer ..."]:
     """The control θ(t) on a grid of `layers` layers, interpolated linearly between the nodes kh.
 
-    Beyond its last node a control is constant. What is linear in t stays as it is up to there.
+    After the last node the interpolant is constant.
 
     Reference: haber2017stable.
     """
@@ -186,12 +186,12 @@ def prolongate(theta: Float[Tensor, "layers ..."], layers: int) -> Float[Tensor,
 
 
 class Control(nn.Module):
-    """The control θ (layers, …) as θ = L⁻ᵀφ, where LLᵀ = hI + λ DᵀD/h and D takes differences.
+    """The control θ = L⁻ᵀφ (layers, …), parametrised by φ, where LLᵀ = hI + λ DᵀD/h.
 
-    In φ, the penalty h/2 Σ‖θₖ‖² + λ/(2h) Σ‖θₖ₊₁ − θₖ‖² is ½‖φ‖², so that an optimizer need not
-    learn on every grid anew how rough and smooth controls differ.
+    D takes differences of successive layers. As a function of φ, the penalty
+    h/2 Σ‖θₖ‖² + λ/(2h) Σ‖θₖ₊₁ − θₖ‖² is ½‖φ‖², so it is well conditioned on every grid.
 
-    Args of the constructor: the `start` θ, the step size h, and λ ≥ 0 (`smoothness`).
+    Args of the constructor: the initial θ (`start`); the step size h; λ ≥ 0 (`smoothness`).
     """
 
     upper: Tensor
@@ -216,11 +216,11 @@ def propagate(
     b: Float[Tensor, "layers width"],
     h: float,
 ) -> Float[Tensor, "batch width"]:
-    """The features u_N of uₖ₊₁ = uₖ + h tanh(Kₖuₖ + bₖ), with the adjoint written out by hand.
+    """The features u_N of uₖ₊₁ = uₖ + h tanh(Kₖuₖ + bₖ), with a hand-written backward pass.
 
-    Backward, pₖ = pₖ₊₁ + Kₖᵀqₖ with qₖ = h (1 − tanh²) pₖ₊₁ runs through the layers, and
-    ∂L/∂Kₖ = qₖuₖᵀ follows for all layers in one batched product. No second derivatives: use
-    `ResNet.path` for those.
+    The backward pass computes qₖ = h (1 − tanh²) pₖ₊₁ and pₖ = pₖ₊₁ + Kₖᵀqₖ layer by layer. Then
+    ∂L/∂Kₖ = qₖuₖᵀ follows for all layers in one batched product. It cannot be differentiated again:
+    use `ResNet.path` for second derivatives.
 
     Reference: haber2017stable.
     """
@@ -230,8 +230,7 @@ def propagate(
 class _Propagate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u, K, b, h):
-        # Features as columns: K @ u is one product without transposes, and the buffers of all
-        # layers are allocated once.
+        # Features are columns, so that K @ u needs no transpose. One allocation serves all layers.
         layers, width = b.shape
         states = u.new_empty(layers + 1, width, u.shape[0])
         slopes = u.new_empty(layers, width, u.shape[0])
@@ -263,7 +262,7 @@ class _Propagate(torch.autograd.Function):
 
 
 class _Reversible(torch.autograd.Function):
-    """All layers of an invertible architecture; only the last state is kept."""
+    """The layers of an invertible architecture as one function, which stores the last state only."""
 
     @staticmethod
     def forward(ctx, architecture, h, *tensors):

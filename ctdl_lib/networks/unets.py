@@ -1,4 +1,4 @@
-"""A small U-Net: convolutions on pixels, at three resolutions."""
+"""A small U-Net: convolutions on pixels at several resolutions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,17 +12,19 @@ from .embeddings import time_features, times_like, torus_features
 
 
 class UNet(nn.Module):
-    """The U-Net net(t, u) on fields u: the way down halves the grid, the way up doubles it again.
+    """The U-Net net(t, u) on fields u of n × n pixels.
 
-    On each level a residual block acts on the way down and another on the way up, which also sees
-    what the first has left. Kernels are 3 × 3 pixels, whatever the size of a pixel, and see zeros
-    beyond the edge. The position enters as the channels sin 2πx, cos 2πx, sin 2πy, cos 2πy.
+    The encoder halves the grid from level to level, and the decoder doubles it again. Each level
+    has one residual block in the encoder and one in the decoder; a skip connection passes the
+    output of the first to the second. Kernels have 3 × 3 pixels at any resolution, with zero
+    padding. The position enters as the channels sin 2πx, cos 2πx, sin 2πy, cos 2πy.
 
-    Args of the constructor: the `width` of the first level, and how many times as wide each level
-    is. torch's own generator draws the weights; the last convolution starts at zero.
+    Args of the constructor: the number of channels of the first level (`width`); the channels of
+    each level as multiples of it (`factors`). The global generator of torch draws the weights. The
+    last convolution starts with zero weights.
 
     Raises:
-        ValueError: width is no multiple of 8, or there are no factors.
+        ValueError: `width` is not a multiple of 8, or `factors` is empty.
 
     Reference: ronneberger2015unet; ho2020denoising, appendix B.
     """
@@ -50,15 +52,15 @@ class UNet(nn.Module):
         nn.init.zeros_(self.last.weight)
 
     def forward(self, t: Any, u: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch n n"]:
-        """The fields net(t, u), t a number or one a field.
+        """The fields net(t, u), where t is one time or one time per field.
 
         Raises:
-            ValueError: the fields are not square, or n cannot be halved often enough.
+            ValueError: the fields are not square, or n cannot be halved once per further level.
         """
         halvings = len(self.down) - 1
         if u.dim() != 3 or u.shape[1] != u.shape[2] or u.shape[1] % 2**halvings:
             raise ValueError(
-                f"want square fields (batch, n, n) with n a multiple of {2**halvings}, got"
+                f"u must have square fields (batch, n, n) with n a multiple of {2**halvings}, got"
                 f" {tuple(u.shape)}: resample them"
             )
         time = functional.silu(self.clock(time_features(times_like(t, u), self.width)))

@@ -1,8 +1,8 @@
-"""Potentials Φ(t, x) that know their derivatives: the slides on the value-function network.
+"""Potentials Φ(t, x) with their derivatives, for the slides on the value-function network.
 
-Read `potential` first: it says what every potential can compute. `resnet` has the talk's network
-with its gradient and trace in closed form, and `sweeps` the loops over its layers. `composed` adds
-known parts and units, and `convex` has functions that are convex in x.
+Read `potential` first: it defines what every potential computes. `resnet` has the network of the
+talk with its gradient and Laplacian in closed form, and `sweeps` the loops over its layers.
+`composed` adds a known part or changes units, and `convex` has functions that are convex in x.
 """
 
 from .composed import PinnedPotential, ScaledPotential

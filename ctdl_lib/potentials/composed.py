@@ -1,4 +1,4 @@
-"""Potentials made of others: one that carries a known part, and one in convenient units."""
+"""Potentials made of others: a known part plus a correction, and a change of units."""
 
 import math
 
@@ -11,13 +11,13 @@ from .potential import Derivatives, Gradient, Potential, Sigma, Time, _columns
 
 
 def _bound(whole: Potential, *parts: Potential) -> tuple[Potential, ...]:
-    """The parts with the context of the whole."""
+    """The parts, with the context of the whole bound to each of them."""
     y = whole.context
     return parts if y is None else tuple(part.given(y) for part in parts)
 
 
 class PinnedPotential(Potential):
-    """The potential Φ(t, x) = known(t, x) + (T − t)·correction(t, x): at t = T it is known.
+    """The potential Φ(t, x) = known(t, x) + (T − t)·correction(t, x), which is known at t = T.
 
     A learned value function then satisfies the terminal condition exactly and contains the known
     part of the solution.
@@ -64,13 +64,13 @@ class PinnedPotential(Potential):
 
 
 class ScaledPotential(Potential):
-    """The potential Φ(t, x) = height · φ(s(t), (x − center)/unit): φ in convenient units.
+    """The potential Φ(t, x) = height · φ(s(t), (x − center)/unit), which rescales t, x and Φ.
 
-    With a terminal `layer` ε, s = log((T + ε)/(T − t + ε))/log((T + ε)/ε) stretches the time before
-    T, where feedback becomes strong, over the range from 0 to 1; without one s = t.
+    With a terminal `layer` ε, s = log((T + ε)/(T − t + ε))/log((T + ε)/ε) ∈ [0, 1] resolves the
+    times just before T, where the feedback becomes strong. Without it, s = t.
 
-    Args of the constructor: the potential φ on vectors, the `height` (a number), for each entry of
-    x its `center` and positive `unit`, (d,), ε > 0 (`layer`) and T (`horizon`).
+    Args of the constructor: the potential φ on vectors; the number `height`; the `center` and the
+    positive `unit` of each entry of x, both (d,); ε > 0 (`layer`); T (`horizon`).
 
     Raises:
         ValueError: a unit or ε is not positive, or `center` and `unit` differ in length.
@@ -93,7 +93,7 @@ class ScaledPotential(Potential):
         if center.shape != unit.shape or not (unit > 0).all():
             raise ValueError(f"unit must be positive, one for each center, got {unit.tolist()}")
         if layer is not None and not layer > 0:
-            raise ValueError(f"{layer=} must be positive, or None for the time itself")
+            raise ValueError(f"{layer=} must be positive, or None for s = t")
         self.potential, self.height = potential, height
         self.layer, self.horizon = layer, horizon
         for name, value in (("center", center), ("unit", unit)):

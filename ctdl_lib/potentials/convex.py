@@ -10,7 +10,7 @@ from torch.nn import functional
 
 
 class Steering(NamedTuple):
-    """The factors on the features and on x, and the shift, by which a context steers a layer."""
+    """The effect of a context on a layer: factors of the features and of x, and a shift."""
 
     gate: Tensor | None
     scale: Tensor | None
@@ -20,17 +20,16 @@ class Steering(NamedTuple):
 class ConvexPotential(nn.Module):
     """The function G(x; y) = wᵀuₖ + ½ a‖x‖², convex in x, of a partially input convex network.
 
-    A path of contexts v₀ = y, vᵢ₊₁ = ELU(Vᵢvᵢ + vᵢ°) steers a path of features
+    From the contexts v₀ = y, vᵢ₊₁ = ELU(Vᵢvᵢ + vᵢ°) the network computes the features
 
-        uᵢ₊₁ = softplus(Wᵢ(uᵢ ⊙ softplus(Aᵢvᵢ + aᵢ)) + Xᵢ(x ⊙ (Bᵢvᵢ + bᵢ)) + Cᵢvᵢ + cᵢ)
+        uᵢ₊₁ = softplus(Wᵢ(uᵢ ⊙ softplus(Aᵢvᵢ + aᵢ)) + Xᵢ(x ⊙ (Bᵢvᵢ + bᵢ)) + Cᵢvᵢ + cᵢ),
 
-    without the first term where i = 0. The number a is softplus of a parameter, and so are the
-    entries of w and Wᵢ, divided by the width. As they are positive, each step preserves convexity,
-    and ∇ₓG is a bijection of ℝᵈ.
-    Without a context, only Xᵢx + cᵢ stays beside the first term.
+    without the first term if i = 0. The number a is softplus of a parameter. The entries of w and
+    Wᵢ are softplus of parameters, divided by the width. They are positive, so G is convex in x, and
+    ∇ₓG is a bijection of ℝᵈ. Without a context, uᵢ₊₁ = softplus(Wᵢuᵢ + Xᵢx + cᵢ).
 
-    Args of the constructor: the dimensions `d` of x and `context_dim` of y; the `width` of both
-    paths, the number of `layers` ≥ 1 of features; `generator` draws the weights.
+    Args of the constructor: the dimensions `d` of x and `context_dim` of y; the `width` of contexts
+    and features; the number of `layers` ≥ 1 of features; `generator` draws the weights.
 
     Reference: amos2017input; wang2023efficient.
     """
@@ -78,9 +77,9 @@ class ConvexPotential(nn.Module):
         """The effect of the context on each layer, which does not depend on x."""
         if (y is None) != (not self.C):
             raise ValueError(
-                "the potential has a context: give y"
+                "this potential has a context: give y"
                 if self.C
-                else "y was given, but context_dim=0: set it when constructing"
+                else "y was given, but context_dim=0: set context_dim in the constructor"
             )
         if y is None:
             return [Steering(None, None, None)] * len(self.X)
@@ -94,7 +93,7 @@ class ConvexPotential(nn.Module):
     def convex(
         self, x: Float[Tensor, "batch d"], steering: list[Steering]
     ) -> Float[Tensor, " batch"]:
-        """The value G(x; y), of what `steer` has made of y."""
+        """The value G(x; y) for `steering` = steer(y)."""
         u, width = None, len(self.w)
         for i, (X, at) in enumerate(zip(self.X, steering, strict=True)):
             a = X(x if at.scale is None else x * at.scale)
@@ -102,7 +101,7 @@ class ConvexPotential(nn.Module):
                 a = a + at.shift
             if u is not None:
                 gated = u if at.gate is None else u * at.gate
-                # the mean, not the sum: positive weights would add up to the width
+                # the mean, because a sum of positive weights would grow with the width
                 a = a + gated @ functional.softplus(self.W[i - 1]).T / width
             u = functional.softplus(a)
         assert u is not None

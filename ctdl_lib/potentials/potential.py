@@ -1,4 +1,4 @@
-"""Scalar potentials Φ(t, x) that know their own derivatives."""
+"""Scalar potentials Φ(t, x) with their derivatives in t and x."""
 
 import abc
 import copy
@@ -14,16 +14,12 @@ from torch.func import grad, jvp, vjp, vmap
 from ..networks.embeddings import times_like
 
 BLOCK = 1024
-
-
 Time = float | int | Tensor
-
-
 Sigma = float | Float[Tensor, ""] | Float[Tensor, "d k"]
 
 
 class Gradient(NamedTuple):
-    """Φ and its first derivatives: all that samplers and deterministic problems need."""
+    """The value Φ, ∂ₜΦ (`dt`) and ∇ₓΦ (`dx`) at each sample."""
 
     value: Float[Tensor, " batch"]
     dt: Float[Tensor, " batch"]
@@ -31,9 +27,9 @@ class Gradient(NamedTuple):
 
 
 class Derivatives(NamedTuple):
-    """Φ and the derivatives in the Hamilton–Jacobi–Bellman equation.
+    """The value Φ and the derivatives in the Hamilton–Jacobi–Bellman equation at each sample.
 
-    `laplacian` is ΔΦ, or tr(σσᵀ∇²Φ) where a σ was given.
+    `laplacian` is ΔₓΦ, or tr(σσᵀ∇ₓ²Φ) if σ is given.
     """
 
     value: Float[Tensor, " batch"]
@@ -65,7 +61,7 @@ class Potential(nn.Module, abc.ABC):
         """The value Φ, ∂ₜΦ, ∇ₓΦ and ΔₓΦ, or tr(σσᵀ∇ₓ²Φ) for a number or matrix (d, k) σ."""
 
     def given(self, y: Float[Tensor, "batch context"]) -> "Potential":
-        """The potential Φ(·, ·; y): the same parameters with the context bound."""
+        """The potential Φ(·, ·; y), which shares the parameters and has the context y."""
         bound = copy.copy(self)
         bound.context = y
         return bound
@@ -74,9 +70,9 @@ class Potential(nn.Module, abc.ABC):
 class AutodiffPotential(Potential):
     """The potential Φ(t, x; y) = net(t, x) or net(t, x, y), differentiated automatically.
 
-    `net` is any network, on vectors or fields: it receives t (batch,), x (batch, …) and, once
-    bound, y (batch, …); it returns (batch,) or (batch, 1) and treats samples independently. The
-    Laplacian is exact and costs one forward-over-reverse product for each entry of x.
+    `net` receives t (batch,), x (batch, …) and, if a context is bound, y (batch, …). It returns
+    (batch,) or (batch, 1) and treats the samples independently. A sample may be a vector or a
+    field. The Laplacian is exact and costs one forward-over-reverse product per entry of x.
     """
 
     def __init__(self, net: nn.Module):
@@ -92,7 +88,7 @@ class AutodiffPotential(Potential):
         value = self.net(t, x, *context)
         if value.numel() != x.shape[0]:
             raise ValueError(
-                f"net must return one value a sample, ({x.shape[0]},) or ({x.shape[0]}, 1), but"
+                f"net must return one value per sample, ({x.shape[0]},) or ({x.shape[0]}, 1), but"
                 f" returned {tuple(value.shape)}"
             )
         return value.reshape(x.shape[0])
@@ -119,14 +115,14 @@ class AutodiffPotential(Potential):
 
 
 def _columns(sigma: Sigma | None, x: Tensor) -> Tensor:
-    """The columns of σ as rows (k, d), with σ = I by default."""
+    """The columns of σ as rows (k, d), where None means σ = I."""
     d = math.prod(x.shape[1:])
     sigma = torch.as_tensor(1.0 if sigma is None else sigma, dtype=x.dtype, device=x.device)
     return sigma * torch.eye(d, dtype=x.dtype, device=x.device) if sigma.dim() == 0 else sigma.T
 
 
 def along_noise(p: Tensor, sigma: Sigma | None) -> Tensor:
-    """The products pᵀσ, row by row, for σ a number, a matrix or (None) the identity."""
+    """The products pᵀσ of the rows of p, where σ is a number, a matrix or (None) the identity."""
     if sigma is None:
         return p
     is_matrix = isinstance(sigma, Tensor) and sigma.dim() == 2
@@ -138,9 +134,10 @@ def in_blocks(
     t: Float[Tensor, " points"],
     x: Float[Tensor, "points ..."],
 ) -> Known:
-    """The result of `evaluate(t, x)` at many points, on a CPU a block at a time.
+    """The result of `evaluate(t, x)` at many points, which a CPU evaluates in blocks.
 
-    A block's features and their derivatives stay in the cache; all at once took 1.4 times as long.
+    The features of a block and their derivatives fit into the cache. One evaluation at all points
+    took 1.4 times as long.
     """
     size = BLOCK if x.device.type == "cpu" else len(x)
     parts = [evaluate(*pair) for pair in zip(t.split(size), x.split(size), strict=True)]

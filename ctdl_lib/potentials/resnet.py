@@ -16,11 +16,11 @@ class ResNetPotential(Potential):
 
     N is a residual network with antiderivative activation σ(a) = log(2 cosh a):
     u₀ = σ(K₀s + b₀), uᵢ = uᵢ₋₁ + h σ(Kᵢuᵢ₋₁ + bᵢ), i = 1, …, layers − 1, h = 1/(layers − 1).
-    First derivatives cost one backward sweep; the exact Laplacian one more forward sweep,
-    O(width² min(d, width)) flops a sample and layer.
+    The first derivatives cost one backward sweep through the layers. The exact Laplacian costs one
+    more forward sweep, with O(width² min(d, width)) operations per sample and layer.
 
-    Args of the constructor: the dimensions d of x and `context_dim` of y, the `width` of N, the
-    number of `layers` ≥ 1, the number of rows (`rank`) of A; `generator` draws the weights.
+    Args of the constructor: the dimensions `d` of x and `context_dim` of y; the `width` of N; the
+    number of `layers` ≥ 1; the number of rows (`rank`) of A; `generator` draws the weights.
 
     Reference: onken2021otflow.
     """
@@ -77,7 +77,7 @@ class ResNetPotential(Potential):
         return Derivatives(*gradient, swept.trace + A.square().sum())
 
     def _inputs(self, t: Time, x: Tensor) -> Tensor:
-        """The columns s = (x, t, y), with a message that names what is missing."""
+        """The inputs s = (x, t, y) as columns; wrong shapes and a missing context are refused."""
         if x.dim() != 2 or x.shape[1] != self.d:
             raise ValueError(f"x must have shape (batch, {self.d}), got {tuple(x.shape)}")
         parts = [x.T, times_like(t, x)[None]]
@@ -89,14 +89,14 @@ class ResNetPotential(Potential):
                 raise ValueError(f"the context y must have shape {wanted}, got {came}")
             parts.append(self.context.T)
         elif self.context is not None:
-            raise ValueError("a context was given, but context_dim=0: set it when constructing")
+            raise ValueError("a context was given, but context_dim=0: set it in the constructor")
         return torch.cat(parts)
 
     def _quadratic(self, s: Tensor) -> Tensor:
         return 0.5 * (self.A @ s).square().sum(0) + self.linear @ s + self.constant
 
     def _gradient(self, s: Tensor, value: Tensor, ds: Tensor) -> Gradient:
-        """The value and gradient of Φ from those of wᵀN."""
+        """The value and the gradient of Φ from those of wᵀN."""
         ds = torch.addmm(ds + self.linear[:, None], self.A.T, self.A @ s)
         dx, dt, _ = ds.split([self.d, 1, self.context_dim])
         return Gradient(value + self._quadratic(s), dt[0], dx.T)

@@ -1,8 +1,8 @@
-"""The sweeps through a residual network with activation log(2 cosh a), and back, by hand.
+"""Hand-written forward and backward sweeps of a residual network with activation log(2 cosh a).
 
-Inputs and features of all samples are columns, (·, batch): weights multiply them as they are, for
-narrow inputs up to ten times faster than transposed. The columns of all Jacobians form one matrix,
-(width, k · batch).
+The inputs and features of all samples are columns (·, batch). Weights then multiply them without a
+transpose, which is up to ten times faster for narrow inputs. The columns of the Jacobians of all
+samples form one matrix (width, k · batch).
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-# Entries of a block of columns of the Jacobian: two such arrays of floats fit a cache of 2 MB.
+# The entries of a block of Jacobian columns: two such arrays of float32 fit a cache of 2 MB.
 CACHED = 2**18
 
 
@@ -26,14 +26,14 @@ class Features(NamedTuple):
 
 
 class Adjoints(NamedTuple):
-    """The derivatives zᵢ of wᵀN by uᵢ, and yᵢ = σ′ᵢzᵢ, of all layers."""
+    """The derivatives zᵢ of wᵀN with respect to uᵢ, and yᵢ = σ′ᵢzᵢ, for all layers."""
 
     z: list[Tensor]
     y: list[Tensor]
 
 
 class SecondOrder(NamedTuple):
-    """The value of wᵀN, its gradient by s, and a trace of its second derivatives."""
+    """The value wᵀN, its gradient in s, and a trace of its second derivatives."""
 
     value: Float[Tensor, " batch"]
     ds: Float[Tensor, "inputs batch"]
@@ -41,7 +41,7 @@ class SecondOrder(NamedTuple):
 
 
 def _log_cosh(a: Tensor) -> tuple[Tensor, Tensor]:
-    """The antiderivative log(2 cosh a) and its slope tanh a; neither overflows."""
+    """The activation log(2 cosh a) and its derivative tanh a, computed without overflow."""
     # the vectorised sigmoid is several times faster than torch.tanh
     return torch.logaddexp(a, -a), 2 * torch.sigmoid(2 * a) - 1
 
@@ -70,7 +70,7 @@ def adjoints(
     w: Float[Tensor, " width"],
     h: float,
 ) -> Adjoints:
-    """The derivatives zᵢ₋₁ = zᵢ + h Kᵢᵀyᵢ with yᵢ = σ′ᵢzᵢ, from the last z = w back."""
+    """The derivatives zᵢ₋₁ = zᵢ + h Kᵢᵀyᵢ with yᵢ = σ′ᵢzᵢ, where z of the last layer is w."""
     z = [w[:, None]]
     y = [slopes[-1] * z[0]]
     for Ki, slope in zip(K.flip(0), slopes[-2::-1], strict=True):
@@ -89,10 +89,10 @@ def second_order(
     M: Float[Tensor, "width k"],
     h: float,
 ) -> SecondOrder:
-    """The value wᵀN, its gradient by s, and tr(SᵀHS), H the Hessian of wᵀN by s and M = K₀S.
+    """The value wᵀN, its gradient in s, and tr(SᵀHS), where H is its Hessian in s and M = K₀S.
 
-    The trace is Σᵢ hᵢ σ″ᵢzᵢ · Σⱼ(KᵢJᵢ₋₁)ⱼ², with K₀J₋₁ = M, h₀ = 1, hᵢ = h, and Jᵢ the derivative
-    of the features along the k columns of S.
+    The trace is Σᵢ hᵢ σ″ᵢzᵢ · Σⱼ(KᵢJᵢ₋₁)ⱼ² with h₀ = 1 and hᵢ = h. Jᵢ (width, k) has the
+    derivatives of uᵢ along the columns of S, and K₀J₋₁ = M.
 
     Reference: onken2021otflow.
     """
@@ -104,7 +104,7 @@ def second_order(
 def _second_order(
     s: Tensor, K0: Tensor, b0: Tensor, K: Tensor, b: Tensor, w: Tensor, M: Tensor, h: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same as autograd may differentiate it, once and again."""
+    """The result of `second_order`, by operations that autograd can differentiate repeatedly."""
     u, slopes = features(s, K0, b0, K, b, h)
     z, y = adjoints(slopes, K, w, h)
     curvature = [zi - ti * yi for zi, ti, yi in zip(z, slopes, y, strict=True)]
@@ -118,15 +118,16 @@ def _second_order(
 
 
 class _SecondOrder(torch.autograd.Function):
-    """The function _second_order with its own backward pass, for speed alone.
+    """The function `_second_order` with its own backward pass, which is faster.
 
-    Autograd would store several times as much, and write each derivative to new memory. Transforms
-    of torch.func and derivatives of the backward pass differentiate _second_order itself.
+    Autograd would store several times as many numbers and allocate memory for each derivative.
+    Transforms of torch.func and derivatives of the backward pass use `_second_order` itself.
 
-    The trace depends on M by M Mᵀ only. With an orthonormal `basis` (k, width) of the rows of M (or
-    None), the columns of M·basis do. The basis counts as a constant: to first order it is one, for
-    M Mᵀ = (M·basis)(M·basis)ᵀ + M(I − basis·basisᵀ)Mᵀ, whose last term is zero of second order.
-    Unlike the derivative of a matrix decomposition, that holds for any rank.
+    The trace depends on M only through M Mᵀ. If k > width, `basis` (k, width) is an orthonormal
+    basis of the rows of M, and M·basis replaces M with fewer columns. The backward pass treats the
+    basis as a constant. This is exact, because the last term in
+    M Mᵀ = (M·basis)(M·basis)ᵀ + M(I − basis·basisᵀ)Mᵀ is zero and changes to second order only.
+    Unlike the derivative of a matrix decomposition, this holds for any rank of M.
     """
 
     @staticmethod
@@ -150,7 +151,7 @@ class _SecondOrder(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        saved = ctx.saved_tensors  # a checkpoint allows to unpack them once
+        saved = ctx.saved_tensors  # torch.utils.checkpoint allows a single access
         s, K0, b0, K, b, w, M = inputs = saved[:7]
         none = torch.zeros_like(s[0]), torch.zeros_like(s), torch.zeros_like(s[0])
         dvalue, ds, dtrace = (
@@ -170,7 +171,7 @@ class _SecondOrder(torch.autograd.Function):
         squares = [M.square().sum(-1, keepdim=True), *(ctx.h * square for square in squares)]
         dK0, dw = _adjoints_back(slopes, z, squares, K0, K, ds, dtrace, dK, dslopes, ctx.h)
         du = None
-        if grads[0] is not None:  # rarely: the last features serve the value alone
+        if grads[0] is not None:  # the last features enter the value alone
             dw += features(s, K0, b0, K, b, ctx.h).u[-1] @ dvalue
             du = torch.outer(w, dvalue)
         ds, db0, db = _features_back(slopes, u, s, K0, K, du, dK0, dK, dslopes, ctx.h)
@@ -194,14 +195,14 @@ def _curvature(slope: Tensor, z: Tensor) -> Tensor:
 
 
 def _blocks(M: Tensor, batch: int) -> Iterator[slice]:
-    """Slices of M's columns: on a CPU, of as many as keep an array (width, ·, batch) in cache."""
+    """The slices of M's columns that keep an array (width, ·, batch) in the cache of a CPU."""
     width, k = M.shape
     size = max(1, CACHED // (width * batch)) if M.device.type == "cpu" else k
     return (slice(j, j + size) for j in range(0, k, size))
 
 
 def _sweep(slopes: list[Tensor], K: Tensor, M: Tensor, h: float) -> tuple[list[Tensor], Tensor]:
-    """The sums over j of (KᵢJᵢ₋₁)²ⱼ, i = 1, …, and the products KᵢJᵢ₋₁ themselves."""
+    """The sums over j of (KᵢJᵢ₋₁)²ⱼ and the products KᵢJᵢ₋₁, for i = 1, …."""
     width, batch = slopes[0].shape
     products = M.new_empty(len(K), width, M.shape[1], batch)
     squares = [torch.zeros_like(slopes[0]) for _ in K]
@@ -219,7 +220,7 @@ def _sweep(slopes: list[Tensor], K: Tensor, M: Tensor, h: float) -> tuple[list[T
 def _sweep_back(
     slopes: list[Tensor], K: Tensor, M: Tensor, products: Tensor, weights: list[Tensor], h: float
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """The derivatives of ½ Σᵢ weightsᵢ · squaresᵢ by K, the slopes and M."""
+    """The derivatives of ½ Σᵢ weightsᵢ · squaresᵢ with respect to K, the slopes and M."""
     dK, dM = torch.zeros_like(K), torch.zeros_like(M)
     dslopes = [torch.zeros_like(slope) for slope in slopes]
     for block in _blocks(M, slopes[0].shape[1]) if len(K) else ():
@@ -252,7 +253,10 @@ def _adjoints_back(
     dslopes: list[Tensor],
     h: float,
 ) -> tuple[Tensor, Tensor]:
-    """The derivatives by K₀ and w of ds · K₀ᵀy₀ + dtrace Σᵢ squaresᵢ σ″ᵢzᵢ; adds to dK, dslopes."""
+    """The derivatives of ds · K₀ᵀy₀ + dtrace Σᵢ squaresᵢ σ″ᵢzᵢ with respect to K₀ and w.
+
+    Those with respect to K and the slopes are added to dK and dslopes.
+    """
     dK0, dy, dz = (slopes[0] * z[0]) @ ds.T, K0 @ ds, torch.zeros_like(slopes[0])
     for i, slope in enumerate(slopes):
         dcurvature = squares[i] * dtrace
@@ -277,7 +281,10 @@ def _features_back(
     dslopes: list[Tensor],
     h: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The derivatives by s, b₀ and b of dslopes · slopes + du · u (last); adds to dK0 and dK."""
+    """The derivatives of dslopes · slopes + du · u with respect to s, b₀ and b, for the last u.
+
+    Those with respect to K₀ and K are added to dK0 and dK.
+    """
     db = K.new_zeros(K.shape[:2])
     for i in reversed(range(len(slopes))):
         slope, da = slopes[i], dslopes[i]
