@@ -1,1 +1,1 @@
-"""Side by side with peers: `make bench` prints ratios, never asserts them."""
+"""Comparisons with other implementations: `make bench` prints ratios and asserts nothing."""

@@ -1,4 +1,4 @@
-"""A training step of optimal control: all times in one batch against one time after the other."""
+"""A training step of optimal control: all times in one batch against one time after another."""
 
 import math
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def problem_and_network(name: str) -> tuple[ControlProblem, Potential, Tensor]:
 
 
 def one_by_one(problem: ControlProblem, phi: Potential, x: Tensor, dW: Tensor) -> dict[str, Tensor]:
-    """All six terms, each time by itself, whatever their weights, as one writes them down."""
+    """All six terms, whatever their weights, from a simple loop over the times."""
     sigma, h = torch.as_tensor(problem.diffusion).to(x), problem.horizon / len(dW)
     cost, hjb, bsde = x.new_zeros(3, 1)
     g = phi.derivatives(0.0, x, sigma)
@@ -68,7 +68,7 @@ def one_by_one(problem: ControlProblem, phi: Potential, x: Tensor, dW: Tensor) -
 
 
 def rows() -> Iterator[str]:
-    """For each problem: milliseconds a step, forward and backward, and the ratio."""
+    """For each problem: milliseconds per step, forward and backward, and the ratio."""
     for name, (batch, steps, values) in CASES.items():
         problem, phi, start = problem_and_network(name)
         weights = dict(zip(SIX, values, strict=True))

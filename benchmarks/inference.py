@@ -1,4 +1,4 @@
-"""Posteriors p(x | y) by this book's maps and by those of zuko: a step of training, and samples."""
+"""Posteriors p(x | y) by the maps of this book and of zuko: a training step, and sampling."""
 
 from collections.abc import Callable, Iterator
 
@@ -21,7 +21,7 @@ def rows() -> Iterator[str]:
 
 
 def described(what: str, contenders: dict, rounds: int) -> Iterator[str]:
-    """The first contender is what the others are compared with."""
+    """One row per contender, with the ratio of its time to that of the first."""
     times = interleaved_times({name: run for name, (_, run) in contenders.items()}, rounds=rounds)
     ours = next(iter(times.values()))
     for name, (model, _) in contenders.items():
@@ -54,7 +54,7 @@ def spline_flow() -> zuko.flows.NSF:
 
 
 def training() -> dict[str, tuple[nn.Module, Callable[[], None]]]:
-    """One gradient of what each minimises, without the optimizer, which is the same for all."""
+    """One gradient of the loss of each contender; the optimizer, the same for all, is left out."""
     x, y, z, t = data(BATCH)
     phi, pcp, velocity = cot_potential(), pcp_map(), matched_velocity()
     exact, probed = zuko.flows.CNF(D, CONTEXT), zuko.flows.CNF(D, CONTEXT, exact=False)
@@ -86,7 +86,7 @@ def gradient(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]
 
 
 def sampling() -> dict[str, tuple[nn.Module, Callable[[], object]]]:
-    """Samples of untrained maps: after training, the adaptive ones take more steps than here."""
+    """Samples of untrained maps; after training, adaptive solvers take more steps than here."""
     y = data(1)[1]
     generator = torch.Generator().manual_seed(1)
     solver = {"steps": STEPS}

@@ -1,4 +1,4 @@
-"""Neural ODE training step, RK4 with 16 steps: our steppers against torchdiffeq's."""
+"""A training step of a neural ODE, RK4 with 16 steps: our steps against those of torchdiffeq."""
 
 from collections.abc import Iterator
 
@@ -47,7 +47,7 @@ def retained(d: int, width: int, batch: int) -> float:
 def contenders(d: int, width: int, batch: int):
     torch.manual_seed(0)
     field, x = Field(d, width), torch.randn(batch, d)
-    # the nodes themselves: step_size=1/n gives n + 1 steps for some n
+    # the nodes are given, because step_size=1/n results in n + 1 steps for some n
     times = torch.linspace(0, 1, 17)
 
     def step(solve):

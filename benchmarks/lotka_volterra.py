@@ -1,4 +1,4 @@
-"""The compiled Gillespie simulator against the loop that one writes with NumPy, and without."""
+"""The compiled Gillespie simulator against simple loops with and without NumPy."""
 
 import math
 import random
@@ -19,7 +19,7 @@ from machinery.instruments import interleaved_times
 
 CHANGES = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
 PROBLEM = StochasticLotkaVolterra()
-FEW = 4  # simulations at θ* by a plain loop; seconds are those of one
+FEW = 4  # simulations at θ* by a simple loop; times are per simulation
 
 
 def rows() -> Iterator[str]:
@@ -35,10 +35,10 @@ def log_theta(index: int, n: int = FEW) -> Tensor:
 
 
 def compared(what: str, x: Tensor) -> str:
-    """One simulation and its statistics, of the mean over the same few parameters.
+    """The time of one simulation and its statistics, as a mean over the same few parameters.
 
-    By their own random numbers the contenders make about as many reactions each. The compiled one
-    simulates each row often, for otherwise the clock would measure how long the call takes.
+    The contenders draw different random numbers but have about the same number of reactions. The
+    compiled one repeats each row, because otherwise the overhead of the call would dominate.
     """
     often = 50
     many = x.repeat(often, 1)
@@ -71,7 +71,7 @@ def plainly(path: Callable, x: Tensor) -> Callable[[], None]:
 
 
 def numpy_path(theta: list[float], rng: np.random.Generator) -> np.ndarray | None:
-    """The algorithm with arrays, or None where it is given up."""
+    """The path by an algorithm with arrays, or None if it has too many reactions."""
     state, t, reactions = np.array(PROBLEM.start), 0.0, 0
     states = np.empty((len(PROBLEM.times), 2))
     for k, recorded in enumerate(PROBLEM.times.tolist()):
@@ -92,7 +92,7 @@ def numpy_path(theta: list[float], rng: np.random.Generator) -> np.ndarray | Non
 
 
 def python_path(theta: list[float], rng: random.Random) -> list[tuple[int, int]] | None:
-    """The same without arrays, in whole numbers and branches."""
+    """The path by an algorithm with integers and branches, or None if it has too many reactions."""
     a, b, c, d = theta
     (X, Y), t, reactions = PROBLEM.start, 0.0, 0
     before, states = (X, Y), []
@@ -145,12 +145,12 @@ def campaign(n: int) -> str:
     error = math.sqrt(share * (1 - share) / n)
     return (
         f"{n} simulations at the prior, one after the other: {passed:.2f} s,"
-        f" {1e9 * passed / reactions:.1f} ns a reaction; {share:.2%} ± {error:.2%} given up"
+        f" {1e9 * passed / reactions:.1f} ns per reaction; {share:.2%} ± {error:.2%} not completed"
     )
 
 
 def parts(x: Tensor, wanted: np.ndarray, size: int = 5000):
-    """So that not all paths are in memory at once."""
+    """The rows in parts, because all paths at once would need too much memory."""
     for start in range(0, len(x), size):
         yield x[start : start + size], wanted[start : start + size]
 

@@ -1,4 +1,4 @@
-"""Control of a PDE: a step of a rollout and its way back, against dense LU and bare solves."""
+"""Control of a PDE: a step of a rollout, forward and backward, against dense LU and bare solves."""
 
 import time
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def dense_cost(problem: SourceMitigation, factors: tuple[Tensor, Tensor], a: Ten
 
 
 def environment_rate() -> float:
-    """Steps per second of the environment, with a fresh basin for each episode."""
+    """Steps per second of the environment, with a new basin for each episode."""
 
     def episode(generator: torch.Generator) -> tuple[SourceMitigation, Tensor]:
         problem = SourceMitigation(draw_basins(1, generator))
@@ -59,7 +59,7 @@ def environment_rate() -> float:
 
 
 def rows() -> Iterator[str]:
-    """For two meshes: milliseconds a step, forward and backward, and their ratios."""
+    """For two meshes: milliseconds per step, forward and backward, and their ratios."""
     for nodes in (17, 33):
         generator = torch.Generator().manual_seed(0)
         problem = SourceMitigation(draw_basins(BATCH, generator), nodes=nodes)
@@ -80,8 +80,8 @@ def rows() -> Iterator[str]:
         times = interleaved_times({"ours": ours, "dense": dense, "solves": solves}, rounds=10)
         ms = {name: 1e3 * seconds / STEPS for name, seconds in times.items()}
         yield (
-            f"{BATCH} basins, {nodes}² nodes, a step and its way back: ours {ms['ours']:.2f} ms,"
+            f"{BATCH} basins, {nodes}² nodes, a step, both passes: ours {ms['ours']:.2f} ms,"
             f" dense LU {ms['dense']:.2f} ms (ratio {ms['dense'] / ms['ours']:.1f}), bare solves"
             f" {ms['solves']:.2f} ms (ratio {ms['ours'] / ms['solves']:.1f})"
         )
-    yield f"environment: {environment_rate():.0f} steps a second, fresh basins included"
+    yield f"environment: {environment_rate():.0f} steps per second, new basins included"

@@ -1,4 +1,4 @@
-"""The Fourier neural operator against one with full FFTs, neuralop's, and the machine's rates."""
+"""The Fourier neural operator against full FFTs, neuralop, and the peak rates of the machine."""
 
 import importlib
 import math
@@ -18,7 +18,7 @@ SIZES = [(28, 10, 16, 32), (28, 12, 24, 32), (56, 10, 16, 32), (32, 12, 32, 32)]
 
 
 class PlainFNO(nn.Module):
-    """The same weights, with channels before pixels, FFTs and a product of complex numbers."""
+    """The same operator with channels before pixels, full FFTs and complex products."""
 
     def __init__(self, net: FNO):
         super().__init__()
@@ -40,7 +40,7 @@ class PlainFNO(nn.Module):
 
 
 def plain_conv(K: Any, u: Tensor) -> Tensor:
-    """What the `SpectralConv` K does to (batch, channels, n, n), by the full FFT."""
+    """The result of the `SpectralConv` K for u (batch, channels, n, n), by the full FFT."""
     m, n, outputs = K.modes, u.shape[-1], K.R.shape[2] // 2
     R = torch.complex(*K.R.split(outputs, -1)).reshape(2 * m - 1, m, -1, outputs)
     coefficients = torch.fft.rfft2(u, norm="forward")
@@ -94,18 +94,18 @@ def training(n: int, modes: int, width: int, batch: int) -> str:
     ours = times.pop("ours")
     shown = ", ".join(f"{k} {1e3 * v / batch:.2f} ms ({v / ours:.1f} ×)" for k, v in times.items())
     return (
-        f"n={n} modes={modes} width={width} batch={batch}: training step an image, ours"
+        f"n={n} modes={modes} width={width} batch={batch}: training step per image, ours"
         f" {1e3 * ours / batch:.2f} ms, {shown}"
     )
 
 
 def neuralop(modes: int, width: int, t: Tensor, u: Tensor) -> dict:
-    """A step of neuralop's FNO of equal modes, width and layers, where it is installed."""
+    """A step of the FNO of neuralop with equal modes, width and layers, if it is installed."""
     try:
         models = importlib.import_module("neuralop.models")
     except ModuleNotFoundError:
         return {}  # the first row says so
-    # it counts the modes of both signs; of the last axis it keeps total // 2 + 1 = modes
+    # neuralop counts modes of both signs and keeps total // 2 + 1 = modes along the last axis
     total = 2 * modes - 1
     peer = models.FNO((total, total), 2, 1, width, n_layers=4)
     time = t[:, None, None].expand_as(u)
@@ -129,7 +129,7 @@ def sampling(n: int, modes: int, width: int, batch: int) -> str:
     times = interleaved_times({"ours": partial(run, net), "plain": partial(run, PlainFNO(net))})
     each = {name: 1e3 * seconds / batch / steps for name, seconds in times.items()}
     return (
-        f"n={n} modes={modes} width={width} batch={batch}: sampling an image and step, ours"
+        f"n={n} modes={modes} width={width} batch={batch}: sampling per image and step, ours"
         f" {each['ours']:.2f} ms, plain {each['plain']:.2f} ms, ratio"
         f" {each['plain'] / each['ours']:.1f}"
     )
@@ -137,7 +137,7 @@ def sampling(n: int, modes: int, width: int, batch: int) -> str:
 
 @torch.no_grad()
 def layer(n: int, modes: int, width: int, batch: int) -> str:
-    """One spectral layer against its bytes, copied, and its flops, as products of matrices."""
+    """One spectral layer against a copy of its bytes, and its operations in a matrix product."""
     net, _, _ = example(n, modes, width, batch)
     m, columns = modes, batch * width
     u = torch.randn(n, n, batch, width)

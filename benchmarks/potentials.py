@@ -1,4 +1,4 @@
-"""The closed-form potential against torch.func, a plain version of it, and the machine's GEMM."""
+"""The closed-form potential against torch.func, a simple implementation, and matrix products."""
 
 from collections.abc import Callable, Iterator
 
@@ -16,7 +16,7 @@ STEPS, STAGES = 8, 4
 
 
 class AsNet(nn.Module):
-    """The closed-form potential as a black box."""
+    """The closed-form potential as a network that is differentiated automatically."""
 
     def __init__(self, phi: ResNetPotential):
         super().__init__()
@@ -27,7 +27,7 @@ class AsNet(nn.Module):
 
 
 class PlainPotential(nn.Module):
-    """The formulas of a ResNetPotential as one writes them down: J is (batch, width, d)."""
+    """A simple implementation of the formulas of `ResNetPotential`, with J (batch, width, d)."""
 
     def __init__(self, phi: ResNetPotential):
         super().__init__()
@@ -107,7 +107,7 @@ def training(d: int, width: int, batch: int):
 
 
 def training_step(potential, x: Tensor) -> Callable[[], None]:
-    """One gradient of what a continuous normalizing flow along −∇Φ minimises."""
+    """One gradient of the loss of a continuous normalizing flow with the velocity −∇Φ."""
 
     def rates(t, state):
         _, dt, dx, laplacian = potential.derivatives(t, state[0])
@@ -125,7 +125,7 @@ def training_step(potential, x: Tensor) -> Callable[[], None]:
 
 
 def gemm_share(d: int, width: int, batch: int) -> str:
-    """The training step against the products of its Jacobian sweep at the machine's own rate."""
+    """The training step against the matrix products of its Jacobian sweep alone."""
     phi, x = example(d, width, batch)
     J = torch.randn(width, d * batch)
     K, out = torch.randn(width, width), torch.empty_like(J)
@@ -149,7 +149,7 @@ def sampling(d: int, width: int, batch: int):
 
 
 def traces(d: int, width: int, batch: int):
-    """Where d > width: by columns of a factor of the Gram matrix, or by all columns."""
+    """The exact trace for d > width, from the columns of a factor of M Mᵀ or from all d columns."""
     phi, x = example(d, width, batch)
     return {"closed form": step_of(phi, x), "sweep": step_of(PlainPotential(phi), x)}
 
@@ -163,7 +163,7 @@ def step_of(potential, x: Tensor) -> Callable[[], None]:
 
 
 def compiled(d: int, width: int, batch: int) -> Iterator[str]:
-    """The plain formulas compiled: ours stay as they are, for compiling asks for a C++ compiler."""
+    """The simple formulas with torch.compile, which ctdl_lib avoids: it needs a C++ compiler."""
     phi, x = example(d, width, batch)
     plain = PlainPotential(phi)
     run = step_of(phi, x), step_of(plain, x)

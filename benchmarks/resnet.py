@@ -1,4 +1,4 @@
-"""ResNet training step: the adjoint written by hand against that of autograd."""
+"""A training step of a ResNet: the hand-written backward pass against that of autograd."""
 
 from collections.abc import Iterator
 

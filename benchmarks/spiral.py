@@ -1,4 +1,4 @@
-"""Fitting a spiral: a training step with 30 outputs on (0, 1.5], and the error of its gradient."""
+"""A training step for a spiral with 30 outputs on (0, 1.5], and the error of its gradient."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ TIMES = torch.linspace(0.05, 1.5, 30)
 
 
 class Cubed(torch.nn.Module):
-    """The velocity of a network with 50 hidden units that sees the cubes of the state."""
+    """The velocity of a network with 50 hidden units whose inputs are the cubes of the state."""
 
     def __init__(self):
         super().__init__()

@@ -27,7 +27,7 @@ def accuracy(logits: Float[Tensor, "batch classes"], label: Int[Tensor, " batch"
 def cross_entropy(
     logits: Float[Tensor, "batch classes"], label: Int[Tensor, " batch"]
 ) -> Float[Tensor, ""]:
-    """The mean of −log p(label), where p is the softmax of the logits, or the sigmoid of one logit."""
+    """The mean of −log p(label), where p is the softmax of the logits, or the sigmoid of one."""
     if logits.shape[1] == 1:
         return functional.binary_cross_entropy_with_logits(logits[:, 0], label.to(logits))
     return functional.cross_entropy(logits, label)

@@ -1,4 +1,4 @@
-"""Instruments that measure time, memory and traffic of a computation."""
+"""Measurements of the time, the memory and the memory traffic of a computation."""
 
 import math
 import time
@@ -13,10 +13,10 @@ from torch.utils._pytree import tree_leaves
 def interleaved_times(
     contenders: Mapping[str, Callable[[], object]], *, rounds: int = 10
 ) -> dict[str, float]:
-    """The shortest wall time of each contender in seconds, over rounds in which all run by turns.
+    """The shortest wall time of each contender in seconds, over rounds that run them in turn.
 
-    Interleaving lets a slow moment of the machine hit all contenders; the minimum forgets it. Each
-    runs once unmeasured first.
+    A slow period of the machine then affects all contenders, and the minimum excludes it. Before
+    the first round each contender runs once without a measurement.
     """
     for run in contenders.values():
         run()
@@ -30,9 +30,9 @@ def interleaved_times(
 
 
 def retained_bytes(compute: Callable[[], object]) -> int:
-    """The bytes of all tensors made by `compute` that are still alive when it has returned.
+    """The bytes of all tensors created by `compute` that are alive when it has returned.
 
-    For a forward pass these are its result and what is stored for the backward pass.
+    For a forward pass these are its result and the tensors stored for the backward pass.
     """
     with _Storages() as made:
         result = compute()
@@ -42,10 +42,10 @@ def retained_bytes(compute: Callable[[], object]) -> int:
 
 
 def moved_bytes(compute: Callable[[], object]) -> int:
-    """The bytes of all tensors that the operations inside of `compute` read and write.
+    """The bytes of all tensors that the operations within `compute` read and write.
 
-    What only looks at a tensor otherwise (a view, a reshape without a copy) moves nothing; caches
-    are not looked at, nor what an operation reads more than once.
+    An operation that returns a view, such as a reshape without a copy, counts as zero bytes. The
+    count ignores caches and repeated reads within one operation.
     """
     with _Traffic() as traffic:
         compute()
@@ -53,7 +53,7 @@ def moved_bytes(compute: Callable[[], object]) -> int:
 
 
 class _Storages(TorchDispatchMode):
-    """The storages of all tensors that are made inside of the context, with their sizes."""
+    """The storages of all tensors that are created within the context, with their sizes."""
 
     def __init__(self):
         super().__init__()
@@ -65,13 +65,13 @@ class _Storages(TorchDispatchMode):
         for x in tree_leaves(result):
             if isinstance(x, Tensor) and x.untyped_storage()._cdata not in known:
                 storage = x.untyped_storage()
-                # a weak reference keeps the identity from being used again
+                # while the weak reference exists, no other storage has the same identity
                 self.sizes[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
         return result
 
 
 class _Traffic(TorchDispatchMode):
-    """The bytes read and written by the operations inside of the context."""
+    """The bytes read and written by the operations within the context."""
 
     def __init__(self):
         super().__init__()

@@ -135,7 +135,7 @@ class _Fixed:
 
 
 def _in_steps(times: list[float], t0: float, t1: float, steps: int) -> list[float]:
-    """The times in units of steps, rounded to integers where they are grid points up to rounding."""
+    """The times in units of steps, as integers where they are grid points up to rounding."""
     indices = [steps * (t - t0) / (t1 - t0) for t in times]
     return [float(round(i)) if abs(i - round(i)) < 1e-9 * steps else i for i in indices]
 

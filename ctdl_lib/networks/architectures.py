@@ -75,8 +75,8 @@ def _square(width: int) -> dict[str, Shape]:
 def _half(width: int) -> dict[str, Shape]:
     if width % 2:
         raise ValueError(
-            f"a Hamiltonian network splits its features into halves (y, z), so width={width} must be"
-            f" even: take {width + 1}"
+            f"a Hamiltonian network splits its features into halves (y, z), so width={width} must"
+            f" be even: take {width + 1}"
         )
     return {"K": (width // 2, width // 2), "b": (width // 2,)}
 

@@ -126,8 +126,8 @@ def log_det_series(
 ) -> Float[Tensor, " batch"]:
     """The estimate Σₖ (−1)ᵏ⁺¹ εᵀJᵏε/k of log det(I + J), k = 1, …, `terms`, where J = ∂g/∂x.
 
-    Its expectation over ε with E[εεᵀ] = I is the truncated series Σₖ (−1)ᵏ⁺¹ tr(Jᵏ)/k. After n terms
-    with Lip(g) ≤ c, the truncation causes a bias of at most d cⁿ⁺¹/((n + 1)(1 − c)).
+    Its expectation over ε with E[εεᵀ] = I is the truncated series Σₖ (−1)ᵏ⁺¹ tr(Jᵏ)/k. If
+    Lip(g) ≤ c, the truncation after n terms causes a bias of at most d cⁿ⁺¹/((n + 1)(1 − c)).
 
     Reference: behrmann2019invertible.
     """

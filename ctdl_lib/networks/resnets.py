@@ -262,7 +262,7 @@ class _Propagate(torch.autograd.Function):
 
 
 class _Reversible(torch.autograd.Function):
-    """The layers of an invertible architecture as one function, which stores the last state only."""
+    """The layers of an invertible architecture as one function that stores the last state only."""
 
     @staticmethod
     def forward(ctx, architecture, h, *tensors):

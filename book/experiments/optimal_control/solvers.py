@@ -1,4 +1,4 @@
-"""Solvers that the chapter on optimal control compares: signs, descent, L-BFGS and polishing."""
+"""Solvers of the chapter on optimal control: binary weights, gradient descent and L-BFGS."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,21 +24,21 @@ from ctdl_lib.networks import Control, time_smoothness
 def binary_step(
     B: Float[Tensor, "layers width columns"], M: Float[Tensor, "layers width columns"], share: float
 ) -> Float[Tensor, "layers width columns"]:
-    """The signs that minimise ⟨B, M⟩, that is −sign(M), taken over only where they matter most.
+    """The signs B after those that raise ⟨B, M⟩ most have been flipped.
 
-    For a field linear in its weights H is ⟨B, M⟩ with M = E[pₖ₊₁ tanh(uₖ)ᵀ] up to a factor, or
-    ∂J/∂B. A sign flips where it agrees with M and |M| is above 1 − share of the largest such
-    |M| in its layer; share 1 is the plain method.
+    If the field is linear in its weights, then H = ⟨B, M⟩ with M = E[pₖ₊₁ tanh(uₖ)ᵀ], which is
+    ∂J/∂B up to a factor. An entry of B with the sign of M flips if |M| is at least 1 − share times
+    the largest such |M| in its layer. With share = 1 the result is the minimiser −sign(M).
 
     Raises:
-        ValueError: B holds something else than ±1, or the share is not in (0, 1].
+        ValueError: an entry of B is not ±1, or `share` is not in (0, 1].
 
     Reference: li2018discrete.
     """
     if not bool((B.abs() == 1).all()):
-        raise ValueError("B must hold only −1 and +1; start from torch.sign of noise")
+        raise ValueError("B must have only −1 and +1 as entries: start from torch.sign of noise")
     if not 0 < share <= 1:
-        raise ValueError(f"share must be in (0, 1], got {share}; 1 flips all signs that agree")
+        raise ValueError(f"share must be in (0, 1], got {share}: 1 flips all signs equal to M's")
     gain = (B * M).clamp(min=0)
     flips = (gain > 0) & (gain >= (1 - share) * gain.amax((1, 2), keepdim=True))
     return torch.where(flips, -B, B)
@@ -57,12 +57,14 @@ def binary_msa(
 ) -> Float[Tensor, "layers width columns"]:
     """The signs B after MSA on minibatches, while Adam trains the real `free` weights in place.
 
-    M is averaged over the last ten batches or so; every few batches signs may flip, in the first
-    60 % of the steps. Then they rest, and the free weights settle.
+    M is an exponential average of ∂J/∂B over about ten batches. During the first 60 % of the steps,
+    `binary_step` flips signs after every `every` batches. Afterwards only the free weights change.
 
     Args:
-        logits: (y, B) ↦ logits; it depends on the free weights, too.
-        share: see `binary_step`; 0 never flips a sign.
+        logits: (y, B) ↦ logits, which also depend on the free weights.
+        batches: step ↦ (y, labels).
+        lr: the initial learning rate of Adam, which decreases to 0 along a cosine.
+        share: the argument of `binary_step`; with 0 no sign flips.
 
     Reference: li2018discrete.
     """
@@ -102,7 +104,10 @@ def solve(
     iterations: int,
     smooth: float = 0.0,
 ) -> Float[Tensor, "layers ..."]:
-    """The minimiser near θ of J(θ) + smooth/2 ∫‖∂ₜθ‖² dt, by L-BFGS in the norm of this penalty."""
+    """The control after `iterations` of L-BFGS for J(θ) + smooth/2 ∫‖∂ₜθ‖² dt, started at θ.
+
+    L-BFGS works in the coordinates of `Control`, in which the penalty is well conditioned.
+    """
     h = problem.steps(theta)[0].item()
     control = Control(theta, h, smooth)
 
@@ -117,7 +122,9 @@ def solve(
 def solve_with_steps(
     problem: TrainingProblem, theta: Float[Tensor, "layers ..."], *, iterations: int
 ) -> tuple[Float[Tensor, "layers ..."], TrainingProblem]:
-    """The minimiser of J over θ and the step sizes Σhₖ softmax(s), and the problem with these.
+    """The minimiser of J over θ and the step sizes h, and the problem with these step sizes.
+
+    The step sizes are h = T softmax(s) with a fixed sum T.
 
     Reference: benning2019deep.
     """
@@ -137,12 +144,13 @@ def polish(
     rounds: int,
     iterations: int,
 ) -> Float[Tensor, "layers ..."]:
-    """The control after layers far above the minimum of their H were replaced, and all trained on.
+    """The control after rounds that replace the layers farthest above the minimum of their H.
 
-    A round replaces the layers with more than half of the largest gap, and is kept if J falls.
+    A round replaces the layers whose gap exceeds half of the largest one by the best minimisers
+    found, and then trains all layers by `solve`. The rounds end when J no longer decreases.
 
     Args:
-        starts: θ ↦ the controls from which minima are sought besides θ.
+        starts: θ ↦ further controls, besides θ, from which the Hamiltonians are minimised.
     """
     J = objective(problem, theta).item()
     for _ in range(rounds):

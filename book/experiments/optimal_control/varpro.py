@@ -1,4 +1,4 @@
-"""Variable projection: the readout is always optimal, and only the layers are searched for."""
+"""Variable projection: the optimal readout is a function of the layers and is eliminated."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,10 +17,11 @@ from ctdl_lib.metrics import cross_entropy
 class ReducedProblem:
     """The problem min_θ φ(θ), φ(θ) = min_W E[ℓ(W(u, 1), c)] + α/2 ‖W‖² + R(θ) with u = u_N(θ).
 
-    W has a last column, the bias μ, so ℓ is the cross-entropy of the logits W(u, 1).
+    The last column of W is the bias μ, and ℓ is the cross-entropy of the logits W(u, 1).
 
-    Args of the constructor: `features` θ ↦ u_N of all samples; their labels; the number of
-    `outputs` (one for two classes); α > 0; the `regularizer` R, convex and quadratic.
+    Args of the constructor: the map `features`, θ ↦ u_N of all samples; the `label` of each sample;
+    the number of `outputs` (one for two classes); α > 0 (`alpha`); the convex, quadratic
+    `regularizer` R.
     """
 
     features: Callable[[Tensor], Tensor]
@@ -31,7 +32,7 @@ class ReducedProblem:
 
     def __post_init__(self):
         if self.alpha <= 0:
-            raise ValueError(f"alpha must be positive, or W may not exist; got {self.alpha}")
+            raise ValueError(f"alpha must be positive, so that W* exists, got {self.alpha}")
 
     def loss(
         self, W: Float[Tensor, "outputs columns"], u: Float[Tensor, "batch width"]
@@ -41,14 +42,14 @@ class ReducedProblem:
 
 
 class Readout(NamedTuple):
-    """The best W for given features, and how many Newton steps led there."""
+    """The optimal W for given features, and the number of Newton steps that found it."""
 
     W: Float[Tensor, "outputs columns"]
     iterations: int
 
 
 class Point(NamedTuple):
-    """A control θ with all that one forward propagation yields: u_N, W*(θ) and φ(θ)."""
+    """A control θ with the results of one forward propagation: u_N, W*(θ) and φ(θ)."""
 
     theta: Tensor
     u: Float[Tensor, "batch width"]
@@ -59,7 +60,7 @@ class Point(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Propagations through all layers (forward, adjoint, tangent) and Newton steps for W."""
+    """The numbers of propagations (forward, adjoint, tangent) and of Newton steps for W."""
 
     forward: int
     adjoint: int
@@ -69,7 +70,7 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Iteration:
-    """One iterate of `gauss_newton`: φ and ‖∇φ‖ there, and the work done to get there."""
+    """An iterate of `gauss_newton`: φ and ‖∇φ‖ at this iterate, and the total work so far."""
 
     index: int
     loss: float
@@ -96,7 +97,7 @@ def readout(
     """The minimiser W*(u) of the convex inner problem, by Newton's method with line search.
 
     Raises:
-        ArithmeticError: ‖∂loss/∂W‖ stays above `tol` (in single precision it does: use float64).
+        ArithmeticError: ‖∂loss/∂W‖ stays above `tol`, as it does in float32: use float64.
     """
     W = u.new_zeros(problem.outputs, u.shape[1] + 1) if start is None else start
     loss = lambda W: problem.loss(W, u)  # noqa: E731
@@ -114,7 +115,7 @@ def readout(
 
 
 def evaluate(problem: ReducedProblem, theta: Tensor, start: Tensor | None = None) -> Point:
-    """The point θ: features by one forward propagation, the best W for them, and φ(θ)."""
+    """The point θ, with its features, the optimal W for them, and φ(θ)."""
     u, pullback = vjp(problem.features, theta)[:2]
     W, newton = readout(problem, u.detach(), start)
     value = problem.loss(W, u) + problem.regularizer(theta)
@@ -122,9 +123,9 @@ def evaluate(problem: ReducedProblem, theta: Tensor, start: Tensor | None = None
 
 
 def reduced_gradient(problem: ReducedProblem, point: Point) -> Tensor:
-    """The gradient ∇φ = (∂u_N/∂θ)ᵀ ∂loss/∂u + ∇R at W = W*, for one adjoint propagation.
+    """The gradient ∇φ = (∂u_N/∂θ)ᵀ ∂loss/∂u + ∇R at W = W*, from one adjoint propagation.
 
-    No derivative of W* occurs, because ∂loss/∂W = 0 there.
+    It needs no derivative of W*, because ∂loss/∂W = 0 at W*.
 
     Reference: newman2021train.
     """
@@ -133,11 +134,12 @@ def reduced_gradient(problem: ReducedProblem, point: Point) -> Tensor:
 
 
 def curvature(problem: ReducedProblem, point: Point) -> Callable[[Tensor], Tensor]:
-    """The map v ↦ Gv, G the Gauss–Newton matrix of φ: symmetric, positive semidefinite plus R″.
+    """The map v ↦ Gv, where G is the Gauss–Newton matrix of φ.
 
-    With D = ∂²ℓ/∂z² in the logits, J and X the derivatives of the logits by θ and W,
-    G = JᵀDJ − JᵀDX (XᵀDX + αI)⁻¹ XᵀDJ + R″: what a change of θ does that no change of W undoes.
-    Each product costs one tangent and one adjoint propagation.
+    Let D be the Hessian of ℓ in the logits, and let J and X be the derivatives of the logits with
+    respect to θ and W. Then G = JᵀDJ − JᵀDX (XᵀDX + αI)⁻¹ XᵀDJ + R″, a Schur complement. Without R″
+    it is symmetric and positive semidefinite. Each product costs one tangent and one adjoint
+    propagation.
     """
     W, u = point.W, point.u
     ell = lambda z: cross_entropy(z, problem.label)  # noqa: E731
@@ -165,13 +167,13 @@ def gauss_newton(
     damping: float = 0.0,
     tol: float = 1e-8,
 ) -> Iterator[Iteration]:
-    """The iterates of Gauss–Newton–CG with line search for φ, from `theta` on.
+    """The iterates of Gauss–Newton–CG with line search for φ, started at `theta`.
 
     They end when ‖∇φ‖ ≤ tol, or when the line search finds no better point.
 
     Args:
-        cg: the most products with G in a step; CG ends sooner where the residual has fallen to
-            min(½, √‖∇φ‖) of its start.
+        cg: the largest number of products with G per step. CG stops earlier if the relative
+            residual is at most min(½, √‖∇φ‖).
         damping: the multiple of the identity that is added to G.
 
     Reference: newman2021train.
@@ -213,11 +215,12 @@ def first_order(
     rate: float | None = None,
     project: bool = False,
 ) -> list[tuple[int, int, float]]:
-    """The numbers of gradients and of Newton steps spent, and the loss, of Adam or L-BFGS.
+    """The rows (gradients so far, Newton steps so far, loss) of a run of Adam or L-BFGS.
 
     Args:
-        rate: the first learning rate of Adam, lowered to 0 along a cosine; None means L-BFGS.
-        project: search for θ alone, W being optimal; otherwise for θ and W together, from W = 0.
+        rate: the initial learning rate of Adam, which decreases to 0 along a cosine. None selects
+            L-BFGS.
+        project: minimise φ over θ alone. Otherwise θ and W are found together, from W = 0.
     """
     theta = theta.detach().clone().requires_grad_()
     columns = problem.features(theta).shape[1] + 1
@@ -256,7 +259,10 @@ def first_order(
 def conjugate_gradients(
     A: Callable[[Tensor], Tensor], b: Tensor, iterations: int, tol: float
 ) -> tuple[Tensor, int]:
-    """The approximate solution of Ax = b with ‖Ax − b‖ ≤ tol ‖b‖, and the products it took."""
+    """The approximate solution of Ax = b, and the number of products with A.
+
+    The iteration ends when ‖Ax − b‖ ≤ tol ‖b‖, or after `iterations` products.
+    """
     x, r = torch.zeros_like(b), b.clone()
     d, rr = r, r.square().sum()
     for k in range(iterations):
@@ -271,5 +277,5 @@ def conjugate_gradients(
 
 
 def _decreases(value: float, start: float, slope: float) -> bool:
-    """Whether a step decreases enough (Armijo), up to what round-off hides near a minimum."""
+    """Whether a step meets the Armijo condition, up to rounding errors near a minimum."""
     return value <= start + 1e-4 * slope + 1e-14 * abs(start)

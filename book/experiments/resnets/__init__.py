@@ -1,1 +1,1 @@
-"""The experiments of the chapter on resnets."""
+"""The experiments of the chapter on ResNets."""

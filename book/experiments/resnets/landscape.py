@@ -1,4 +1,4 @@
-"""Loss landscapes: the loss over a plane in the space of weights, and its local minima."""
+"""Loss landscapes: the loss on a plane in the space of weights, and its local minima."""
 
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -18,9 +18,9 @@ def loss_plane(
     alphas: Float[Tensor, " n"],
     betas: Float[Tensor, " m"],
 ) -> Float[Tensor, "n m"]:
-    """The values loss(θ + α d₁ + β d₂) for all α and β, θ being the weights of `model`.
+    """The values loss(θ + α d₁ + β d₂) for all α and β, where θ are the weights of `model`.
 
-    `loss` receives a function that behaves like `model` with the shifted weights.
+    `loss` receives a function that evaluates `model` with the shifted weights.
     """
     theta = {name: p.detach() for name, p in model.named_parameters()}
     first, second = directions
@@ -36,10 +36,10 @@ def loss_plane(
 def filter_normalized(
     model: nn.Module, generator: torch.Generator, *, keep: Collection[str] = ()
 ) -> Weights:
-    """A random direction d whose filters have the norms of the model's: ‖dᵢ‖ = ‖wᵢ‖.
+    """A random direction d whose filters have the norms of the model's filters, ‖dᵢ‖ = ‖wᵢ‖.
 
-    A filter is the weights of one output: one row of a matrix, in every layer of a stack. The
-    parameters named in `keep`, usually the biases, and vectors do not move.
+    A filter has the weights of one output: it is a row of a matrix, in each layer of a stack. The
+    direction is zero for vectors and for the parameters named in `keep`, usually the biases.
 
     Reference: li2018landscape, section 4.
     """
@@ -55,7 +55,7 @@ def filter_normalized(
 
 
 def interior_minima(values: Float[Tensor, "n m"]) -> Bool[Tensor, "n m"]:
-    """Where a value on a grid is smaller than all its eight neighbours (never on the border)."""
+    """Where a value in the interior of a grid is smaller than all its eight neighbours."""
     n, m = values.shape
     inside = values[1:-1, 1:-1]
     minimal = torch.ones_like(inside, dtype=torch.bool)
@@ -75,10 +75,10 @@ def rotation_landscape(
     *,
     horizon: float = 10.0,
 ) -> Float[Tensor, "n m"]:
-    """The values ½‖Y_N(θ) − C‖² over θ = (a, b), of the network with N equal layers K(θ).
+    """The values ½‖Y_N(θ) − C‖² for θ = (a, b), of the network with N equal layers K(θ).
 
-    Y_{j+1} = Y_j + h tanh(K(θ) Y_j) with h = horizon/N; K(θ) is the circulant matrix of first row
-    (−a − b, a, b), whose columns add up to zero.
+    The layers are Y_{j+1} = Y_j + h tanh(K(θ) Y_j) with h = horizon/N. K(θ) is the circulant matrix
+    with the first row (−a − b, a, b), so its columns sum to zero.
 
     Reference: ruthotto2021numerical, slides on stability.
     """
@@ -106,7 +106,7 @@ def rotation_network(
 
 
 def grid(low: float, high: float, n: int) -> Float[Tensor, " n"]:
-    """The n equidistant numbers from low to high, in float64."""
+    """The n ≥ 3 equidistant numbers from low to high, in float64."""
     if n < 3 or not math.isfinite(high - low):
         raise ValueError(f"a grid needs n ≥ 3 and finite ends, got n={n} on [{low}, {high}]")
     return torch.linspace(low, high, n, dtype=torch.float64)

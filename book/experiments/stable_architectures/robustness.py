@@ -12,9 +12,10 @@ Function = Callable[[Tensor], Tensor]
 
 
 def local_lipschitz(f: Function, y: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
-    """The spectral norms ‖∂f/∂y‖₂ at each sample, the least M with ‖f(y+ε) − f(y)‖ ≤ M‖ε‖ + o(‖ε‖).
+    """The spectral norm ‖∂f/∂y‖₂ at each sample.
 
-    f must treat the samples independently. One backward pass for each component of f.
+    It is the smallest M with ‖f(y + ε) − f(y)‖ ≤ M‖ε‖ + o(‖ε‖). f must treat the samples
+    independently. The cost is one backward pass per component of f.
 
     Reference: haber2017stable.
     """
@@ -26,7 +27,7 @@ def local_lipschitz(f: Function, y: Float[Tensor, "batch d"]) -> Float[Tensor, "
 def fgsm(
     f: Function, y: Float[Tensor, "batch d"], label: Int[Tensor, " batch"], eps: float
 ) -> Float[Tensor, "batch d"]:
-    """The inputs y + ε sign(∇ℓ), ℓ the cross-entropy of the logits f(y): the fast gradient attack.
+    """The inputs y + ε sign(∇ℓ) of the fast gradient sign method, ℓ the cross-entropy of f(y).
 
     Reference: goodfellow2015explaining.
     """
@@ -42,9 +43,10 @@ def pgd(
     steps: int = 10,
     rate: float | None = None,
 ) -> Float[Tensor, "batch d"]:
-    """The inputs z after `steps` of z ← P(z + rate · sign(∇ℓ)), started at y.
+    """The inputs z after `steps` of projected gradient ascent z ← P(z + rate · sign(∇ℓ)), from y.
 
-    P projects onto the box ‖z − y‖∞ ≤ ε; `rate` is 2.5 ε/steps by default.
+    P projects onto the box ‖z − y‖∞ ≤ ε, and ℓ is the cross-entropy of the logits f(z). By default
+    `rate` is 2.5 ε/steps.
 
     Raises:
         ValueError: ε is negative or `steps` is below 1.
