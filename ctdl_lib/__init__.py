@@ -1,1 +1,1 @@
-"""The thin library of *Differential Equations for Continuous-Time Deep Learning*."""
+"""The library of the book *Differential Equations for Continuous-Time Deep Learning*."""
