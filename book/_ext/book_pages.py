@@ -216,6 +216,16 @@ def tidy_page(
     context["script_files"] = [file for file in context["script_files"] if not is_thebe(file)]
 
 
+def name_toggles(app: Sphinx, error: Exception | None) -> None:
+    """Give the toggles of the sidebar a name, which screen readers announce."""
+    toggle = '<summary><span class="toctree-toggle"'
+    for path in [] if error else Path(app.outdir).rglob("*.html"):
+        html = path.read_text("utf-8")
+        if toggle in html:
+            named = toggle.replace("<summary>", '<summary aria-label="pages of this chapter">')
+            path.write_text(html.replace(toggle, named), "utf-8")
+
+
 def is_thebe(script: Any) -> bool:
     """Whether a script belongs to the extension sphinx-thebe."""
     return "thebe" in f"{getattr(script, 'filename', script)}{getattr(script, 'attributes', '')}"
@@ -231,6 +241,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", add_repository)
     app.connect("html-page-context", tidy_page)
     app.connect("autodoc-process-docstring", tidy_docstring)
+    app.connect("build-finished", name_toggles)
     # Whoever sets REPOSITORY expects new links: a rebuild value makes Sphinx write all pages again.
     app.add_config_value("repository_of_the_book", os.environ.get("REPOSITORY", ""), "html")
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

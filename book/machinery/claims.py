@@ -249,9 +249,9 @@ class Measurement:
 
     def __post_init__(self):
         if isinstance(self.ours, Sequence):
-            object.__setattr__(self, "ours", _checked(self.ours, self.id))
+            object.__setattr__(self, "ours", tuple(_rounded(float(v)) for v in self.ours))
         else:
-            object.__setattr__(self, "ours", _checked([self.ours], self.id)[0])
+            object.__setattr__(self, "ours", _rounded(float(self.ours)))
         object.__setattr__(self, "spread", _rounded(self.spread))
 
     @classmethod
@@ -271,7 +271,8 @@ class Measurement:
 
     @property
     def row(self) -> dict[str, Any]:
-        """The row as it is stored."""
+        """The row as it is stored; a trial run may have numbers that are not finite, a row not."""
+        _checked(self.ours if isinstance(self.ours, Sequence) else [self.ours], self.id)
         return _row(self, criterion=None, control=None, verdict=None)
 
 
