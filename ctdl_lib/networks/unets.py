@@ -60,7 +60,7 @@ class UNet(nn.Module):
         halvings = len(self.down) - 1
         if u.dim() != 3 or u.shape[1] != u.shape[2] or u.shape[1] % 2**halvings:
             raise ValueError(
-                f"u must have square fields (batch, n, n) with n a multiple of {2**halvings}, got"
+                f"want square fields (batch, n, n) with n a multiple of {2**halvings}, got"
                 f" {tuple(u.shape)}: resample them"
             )
         time = functional.silu(self.clock(time_features(times_like(t, u), self.width)))
