@@ -1,7 +1,8 @@
-"""OT-Flow and FFJORD on the eight Gaussians, trained until both are equally likely."""
+"""OT-Flow, FFJORD and three rivals on the eight Gaussians, trained until all are equally likely."""
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,43 +11,66 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ctdl_lib.dynamics import Statistics
 from ctdl_lib.generative import Flow, flow_matching, ot_flow
 from ctdl_lib.learning import Step, cosine, train
 from ctdl_lib.networks import ConcatSquash
+from ctdl_lib.potentials import Potential, ResNetPotential
 from ctdl_lib.problems.densities import TOYS
 from machinery import instruments
 from machinery.store import Record, Store
 
-from .densities import SEEDS, Settings, mean_nll, seeded, solved, steps_of, untrained
+from . import rivals
+from .densities import mean_nll, seeded, solved
+from .rivals import Draw
 from .steps import bend
 
 DENSITY = "8gaussians"
+SEEDS = (10, 11, 12, 13, 14)  # learning rates were chosen on seed 0
 RACE = {"target": 0.05, "check": 25, "checked": 5000, "seed": 0}
-OT_FLOW = {"width": 32, "layers": 2, "batch": 512, "rk4": 4, "lr": 0.1, "steps": 400}
-OT_FLOW |= {"density": DENSITY, "alpha": 30, "beta": 1}
+OURS = {"width": 32, "layers": 2, "batch": 512, "rk4": 4}
+OT_FLOW = OURS | {"lr": 0.1, "steps": 400, "density": DENSITY, "alpha": 30, "beta": 1}
 FFJORD = {"width": 64, "hidden": 3, "tol": 1e-5, "batch": 512, "lr": 0.03, "steps": 400}
-ENTRANTS: dict[str, dict[str, Any]] = {"OT-Flow": OT_FLOW | RACE, "FFJORD": FFJORD | RACE}
+MONGE_AMPERE = OURS | {"lr": 0.1, "steps": 400}
+GENERATOR = OURS | {"lr": 0.03, "steps": 2000, "batch": 2048, "hjb": 0.1, "directions": 64}
+RNODE = {"width": 64, "hidden": 3, "rk4": 4, "batch": 512, "lr": 0.03, "steps": 400}
+RNODE |= {"kinetic": 0.01, "jacobian": 0.01}
+ENTRANTS: dict[str, dict[str, Any]] = {
+    "OT-Flow": OT_FLOW,
+    "FFJORD": FFJORD,
+    "RNODE": RNODE,
+    "Monge–Ampère flow": MONGE_AMPERE,
+    "potential flow generator": GENERATOR,
+}
+FINE = 16  # Runge–Kutta steps by which those that train with fixed steps are checked
+RATES = (0.01, 0.03, 0.1)  # tried for each entrant on seed 0
+TOL = 1e-5  # of the adaptive solver whose evaluations are counted
 LOOSE = (0.1, 0.01, 1e-3, 1e-4)  # tolerances that FFJORD may take to be as close as OT-Flow
 SAMPLES = 10_000
 
 
 @dataclass(frozen=True)
 class Finish:
-    """A flow at the end of its training, how it was trained, and its gap to the least NLL."""
+    """A flow at the end of its training, and how it got there.
+
+    `gap` is its NLL above the least, `bend` the extra length of its paths, and `evaluations` those
+    of an adaptive solver with tolerance 1e-5, from data to reference with the likelihood.
+    """
 
     flow: Flow
     record: Record
     gap: float
     bend: float
+    evaluations: int
 
     @property
     def steps(self) -> int:
-        """How many steps it took to the goal."""
+        """How many steps of training it took."""
         return len(self.record.losses)
 
 
 def checked() -> Tensor:
-    """The points on which both are checked while they train."""
+    """The points on which all are checked while they train."""
     return TOYS[DENSITY].sample(RACE["checked"], seeded(RACE["seed"] + 97))
 
 
@@ -66,49 +90,101 @@ def until(steps: Iterator[Step], reached: Callable[[], bool]) -> Iterator[Step]:
                     return
 
 
-def ffjord(seed: int) -> Flow:
-    """FFJORD before its training: three layers of width 64, the adjoint, adaptive steps."""
-    net = ConcatSquash(2, width=FFJORD["width"], hidden=FFJORD["hidden"], generator=seeded(seed))
-    return Flow(net, 2, solver={"tol": FFJORD["tol"], "backprop": "adjoint"}, standardize=False)
+def built(name: str, seed: int) -> Flow:
+    """The entrant before its training.
+
+    FFJORD and RNODE share a tanh network with three layers of width 64. The other three share the
+    potential of OT-Flow.
+    """
+    key = ENTRANTS[name]
+    if "hidden" in key:
+        net = ConcatSquash(2, width=key["width"], hidden=key["hidden"], generator=seeded(seed))
+        adaptive = {"tol": FFJORD["tol"], "backprop": "adjoint"}
+        solver = adaptive if name == "FFJORD" else {"steps": FINE}
+        return Flow(net, 2, solver=solver, standardize=False)
+    shape = {part: key[part] for part in ("width", "layers")}
+    phi: Potential = ResNetPotential(2, **shape, generator=seeded(seed))
+    if name == "Monge–Ampère flow":
+        phi = rivals.Stationary(phi)
+    return Flow(phi, 2, solver={"steps": FINE}, standardize=False)
 
 
-def _ffjord_steps(flow: Flow, seed: int, steps: int, file: Path | None) -> Iterator[Step]:
-    def batch(k: int) -> Tensor:
-        return TOYS[DENSITY].sample(FFJORD["batch"], seeded(seed, k + 1))
+def objective(name: str, key: Mapping[str, Any], flow: Flow, draw: Draw) -> Any:
+    """The loss of an entrant on what a step has drawn."""
+    if name == "OT-Flow":
+        weights = {"likelihood": key["alpha"], "hjb": key["beta"]}
+        return ot_flow(flow.velocity, draw.x, steps=key["rk4"], **weights)
+    if name == "RNODE":
+        weights = {part: key[part] for part in ("kinetic", "jacobian")}
+        return rivals.rnode_loss(flow, draw, key["rk4"], **weights)
+    if name == "Monge–Ampère flow":
+        return rivals.monge_ampere_loss(flow, draw, key["rk4"])
+    if name == "potential flow generator":
+        return rivals.generator_loss(flow, draw, key["rk4"], key["hjb"])
+    return -flow.log_prob(draw.x).mean()
 
-    def loss(flow: Any, x: Tensor) -> Tensor:
-        return -flow.log_prob(x).mean()
 
-    lr = cosine(FFJORD["lr"], FFJORD["steps"])
-    return train(flow, loss, batch, steps=steps, lr=lr, checkpoint=file)
+def steps_of(
+    name: str, key: Mapping[str, Any], flow: Flow, seed: int, steps: int, file: Path | None = None
+) -> Iterator[Step]:
+    """The steps of an entrant's training until it is at the goal, at most `steps`."""
+    x = checked()
+    goal = mean_nll(TOYS[DENSITY], x) + RACE["target"]
+
+    def draw(k: int) -> Draw:
+        generator, n = seeded(seed, k + 1), key["batch"]
+        points = TOYS[DENSITY].sample(n, generator)
+        z = torch.randn(n, 2, generator=generator)
+        offset = torch.rand((), generator=generator)
+        directions = key.get("directions", 1)
+        return Draw(points, z, torch.pi * (torch.arange(directions) + offset) / directions)
+
+    lr, loss = cosine(key["lr"], key["steps"]), partial(objective, name, key)
+    run = train(flow, loss, draw, steps=steps, lr=lr, checkpoint=file)
+    yield from until(run, lambda: mean_nll(flow, x) <= goal)
 
 
 def compete(store: Store, name: str, seed: int) -> Finish:
-    """The entrant `name` ("OT-Flow" or "FFJORD") at the goal: 0.05 nats above the least NLL."""
-    is_ours = name == "OT-Flow"
-    parts = ("density", "alpha", "beta", "rk4", "steps", "batch", "lr", "width", "layers")
-    plain: dict[str, Any] = {"max_grad_norm": None, "average": None}
-    key = Settings(**{part: OT_FLOW[part] for part in parts}, **plain)
-    flow = solved(untrained(key, seed), steps=16) if is_ours else ffjord(seed)
-    x = checked()
-    least = mean_nll(TOYS[DENSITY], x)
-
-    def training(steps: int, file: Path | None) -> Iterator[Step]:
-        ours = partial(steps_of, flow, key, seed, steps, file)
-        run = ours() if is_ours else _ffjord_steps(flow, seed, steps, file)
-        return until(run, lambda: mean_nll(flow, x) <= least + RACE["target"])
-
-    record = store.fit(f"race-{name}-{seed}", flow, ENTRANTS[name] | {"seed": seed}, training)
+    """The entrant `name` where it stopped: at 0.05 nats above the least, or after all its steps."""
+    flow, x = built(name, seed), checked()
+    training = partial(steps_of, name, ENTRANTS[name], flow, seed)
+    key = ENTRANTS[name] | RACE | {"seed": seed}
+    record = store.fit(f"race-{name.replace(' ', '-')}-{seed}", flow, key, training)
     flow.requires_grad_(False)
-    return Finish(flow, record, mean_nll(flow, x) - least, bend(flow, x))
+    count = Statistics()
+    solved(flow, tol=TOL).transform(x, statistics=count)
+    gap = mean_nll(flow, x) - mean_nll(TOYS[DENSITY], x)
+    return Finish(flow, record, gap, bend(flow, x), count.evaluations)
+
+
+def searched(store: Store, name: str) -> Record:
+    """What each learning rate gave an entrant on seed 0: its steps, its seconds and its gap."""
+    smoke = store.run == "smoke"
+    key = {part: value for part, value in ENTRANTS[name].items() if part != "lr"}
+
+    def row(lr: float) -> list[float]:
+        flow = built(name, 0)
+        few = 3 if smoke else key["steps"]
+        try:
+            history = list(steps_of(name, key | {"lr": lr}, flow, 0, few))
+        except ArithmeticError:
+            return [math.inf] * 3
+        x = checked()
+        with torch.no_grad():
+            gap = mean_nll(flow, x) - mean_nll(TOYS[DENSITY], x)
+        return [len(history), history[-1].seconds, gap]
+
+    rates = key | RACE | {"rates": list(RATES)}
+    file = "race-search-" + name.replace(" ", "-")
+    return store.measure(file, rates, lambda: {str(lr): row(lr) for lr in RATES})
 
 
 def race(store: Store, seeds: Sequence[int] = SEEDS) -> dict[str, list[Finish]]:
-    """Both entrants at the goal, one a seed."""
+    """All entrants at the goal, one a seed."""
     return {name: [compete(store, name, seed) for seed in seeds] for name in ENTRANTS}
 
 
-def clocks(store: Store, raced: dict[str, list[Finish]], seeds: Sequence[int] = SEEDS) -> Record:
+def clocks(store: Store, raced: dict[str, list[Finish]]) -> Record:
     """The milliseconds of a training step of 512 points and of 10,000 samples, taken by turns.
 
     FFJORD samples with its own tolerance, and with the loosest one whose samples are as close to
@@ -116,7 +192,9 @@ def clocks(store: Store, raced: dict[str, list[Finish]], seeds: Sequence[int] = 
     """
     smoke = store.run == "smoke"
     n = 200 if smoke else SAMPLES
-    key = {"entrants": ENTRANTS, "seeds": list(seeds), "points": n, "rounds": 5}
+    names, seeds = list(raced), [f.record.settings["seed"] for f in raced["OT-Flow"]]
+    key = {"entrants": {name: ENTRANTS[name] | RACE for name in names}, "seeds": seeds}
+    key |= {"points": n, "rounds": 5}
 
     def compute() -> dict[str, list[float]]:
         found: dict[str, list[float]] = {}

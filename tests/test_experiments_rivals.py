@@ -1,0 +1,132 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ctdl_lib.generative import Flow
+from ctdl_lib.potentials import AutodiffPotential, ResNetPotential
+from experiments.ot_flow import race, rivals
+from experiments.ot_flow.rivals import Draw
+from machinery.store import Store
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+class Linear(nn.Module):
+    """The velocity v(t, x) = M x."""
+
+    def __init__(self, M):
+        super().__init__()
+        self.M = nn.Parameter(M)
+
+    def forward(self, t, x):
+        return x @ self.M.T
+
+
+class Travelling(nn.Module):
+    """The value c·x + ½‖c‖² t, which solves ∂ₜΦ = ½‖∇Φ‖² exactly."""
+
+    def __init__(self, c, rate=1.0):
+        super().__init__()
+        self.c, self.rate = c, rate
+
+    def forward(self, t, x):
+        return x @ self.c + 0.5 * self.rate * self.c.square().sum() * t
+
+
+def test_a_stationary_potential_agrees_with_autodiff_and_forgets_time():
+    inner = ResNetPotential(2, width=8, generator=seeded()).double()
+    phi = rivals.Stationary(inner)
+
+    class Frozen(nn.Module):
+        def forward(self, t, x):
+            return inner(0.0, x) + 0.0 * t
+
+    x = torch.randn(5, 2, generator=seeded(1), dtype=torch.float64)
+    other = AutodiffPotential(Frozen())
+    for sigma in (None, 0.3):
+        found = phi.derivatives(0.7, x, sigma)
+        for a, b in zip(found, other.derivatives(0.2, x, sigma), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    for a, b in zip(phi.gradient(0.7, x), found[:3], strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(phi(0.1, x), phi(0.9, x))
+
+
+def test_a_generator_follows_a_solution_of_hjb_without_penalty():
+    c = torch.tensor([0.3, -0.7], dtype=torch.float64)
+    z = torch.randn(6, 2, generator=seeded(), dtype=torch.float64)
+    end = rivals.generated(AutodiffPotential(Travelling(c)), z, steps=3)
+    torch.testing.assert_close(end.x, z + c)  # ẋ = −c, followed from t = 1 back to 0
+    torch.testing.assert_close(end.penalty, torch.zeros(6, dtype=torch.float64))
+    wrong = rivals.generated(AutodiffPotential(Travelling(c, rate=0.0)), z, steps=3)
+    torch.testing.assert_close(wrong.penalty, (0.5 * c.square().sum()).square().expand(6))
+
+
+def test_the_sliced_distance_of_a_shift_is_known():
+    x = torch.randn(50, 2, generator=seeded(), dtype=torch.float64)
+    shift = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    angles = torch.pi * (torch.arange(16, dtype=torch.float64) + 0.3) / 16
+    found = rivals.sliced_wasserstein(x, x + shift, angles)
+    torch.testing.assert_close(found, shift.square().sum() / 2)
+    shuffled = x[torch.randperm(50, generator=seeded())]
+    assert rivals.sliced_wasserstein(x, shuffled, angles) == pytest.approx(0, abs=1e-28)
+
+
+def test_the_sliced_distance_agrees_with_linear_assignment_on_lines():
+    scipy = pytest.importorskip("scipy.optimize")
+    x, y = torch.randn(2, 20, 2, generator=seeded(), dtype=torch.float64)
+    angles = torch.tensor([0.1, 0.9, 2.0], dtype=torch.float64)
+    found = []
+    for a in angles.tolist():
+        e = np.array([math.cos(a), math.sin(a)])
+        cost = (x.numpy() @ e)[:, None] - (y.numpy() @ e)[None]
+        rows, columns = scipy.linear_sum_assignment(cost**2)
+        found.append((cost[rows, columns] ** 2).mean())
+    assert rivals.sliced_wasserstein(x, y, angles).item() == pytest.approx(np.mean(found))
+
+
+def test_the_regularisers_of_a_linear_velocity_are_known():
+    M = torch.tensor([[0.3, -0.5], [0.2, 0.1]], dtype=torch.float64)
+    x = torch.randn(4, 2, generator=seeded(), dtype=torch.float64)
+    end = rivals.regularized(Linear(M), x, steps=50)
+    torch.testing.assert_close(end.x, x @ torch.linalg.matrix_exp(M).T)
+    torch.testing.assert_close(end.log_det, M.trace().expand(4))
+    torch.testing.assert_close(end.jacobian, M.square().sum().expand(4))
+    t = torch.linspace(0, 1, 2001, dtype=torch.float64)
+    speeds = (x @ (M @ torch.linalg.matrix_exp(t[:, None, None] * M)).mT).square().sum(2)
+    torch.testing.assert_close(end.kinetic, torch.trapezoid(speeds, t, dim=0), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["RNODE", "Monge–Ampère flow"])
+def test_the_likelihood_of_a_rival_is_that_of_its_flow(name):
+    flow = race.built(name, 0)
+    x, z = torch.randn(2, 8, 2, generator=seeded())
+    key = race.ENTRANTS[name]
+    loss = race.objective(name, key, flow, Draw(x, z, torch.zeros(1)))
+    nll = loss["nll"] if name == "RNODE" else loss
+    solved = Flow(flow.velocity, 2, solver={"steps": key["rk4"]}, standardize=False)
+    torch.testing.assert_close(nll, -solved.log_prob(x).mean())
+
+
+@pytest.mark.parametrize("name", list(race.ENTRANTS))
+def test_every_entrant_learns_and_leaves_no_file_in_smoke(tmp_path, name):
+    finish = race.compete(Store("07_ot_flow", "smoke", folder=tmp_path), name, 0)
+    assert finish.steps == 3
+    assert finish.evaluations % 2 == 0
+    assert math.isfinite(finish.gap)
+    assert finish.bend >= 0
+    assert not list(tmp_path.rglob("*"))
+    losses = finish.record.losses
+    assert losses[-1] < losses[0]
+
+
+def test_all_entrants_have_the_same_search(tmp_path):
+    store = Store("07_ot_flow", "smoke", folder=tmp_path)
+    found = race.searched(store, "RNODE").numbers
+    assert list(found) == [str(lr) for lr in race.RATES]
+    assert all(len(row) == 3 for row in found.values())
