@@ -16,19 +16,38 @@ def test_settings_are_frozen_and_made_for_all_densities():
     for kind in (images.Coding(), images.Flowing(), steps.Row(0.0, 0.0, 0.0, 0.0)):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(kind, dataclasses.fields(kind)[0].name, 1)
-    assert set(densities.CHOSEN) == set(densities.PUBLISHED) == set(TOYS)
-    assert all(key.density == name for name, key in densities.CHOSEN.items())
-    assert densities.settings("circles", steps=5) == dataclasses.replace(key, steps=5)
+    assert set(densities.PUBLISHED) == set(TOYS)
+    assert set(densities.CHANGED) < set(TOYS)  # one recipe serves the others
+    assert densities.settings("circles", steps=5) == dataclasses.replace(
+        densities.settings("circles"), steps=5
+    )
     with pytest.raises(ValueError, match="'rings'"):
         densities.settings("rings")
 
 
-def test_what_is_switched_off_is_not_stored():
-    off = densities.described(densities.plain("moons"))
-    assert not {"average", "max_grad_norm", "schedule"} & set(off)
-    on = densities.described(densities.plain("moons", average=0.9, schedule="constant"))
-    assert on["average"] == 0.9
-    assert on["schedule"] == "constant"
+def test_the_rate_rises_and_falls():
+    key = densities.settings("moons", steps=1000, warmup=10, lr=0.5)
+    rate = densities.rate(key)
+    assert rate(0) == pytest.approx(0.05)
+    assert rate(9) == pytest.approx(0.5, rel=1e-3)
+    assert rate(500) == pytest.approx(0.25)
+    assert rate(999) == pytest.approx(0, abs=1e-5)
+    constant = densities.rate(dataclasses.replace(key, schedule="constant", warmup=0))
+    assert constant(0) == constant(999) == 0.5
+
+
+def test_the_steps_of_the_solver_grow(monkeypatch):
+    used = []
+    real = densities.ot_flow
+
+    def watched(phi, x, **how):
+        used.append(how["steps"])
+        return real(phi, x, **how)
+
+    monkeypatch.setattr(densities, "ot_flow", watched)
+    key = densities.settings("moons", steps=9, first=1, rk4=4, batch=4)
+    list(densities.steps_of(densities.untrained(key, 0), key, 0, 9))
+    assert used == [1, 1, 2, 2, 2, 3, 3, 3, 4]
 
 
 @pytest.mark.parametrize("name", ["circles", "2spirals"])
@@ -78,14 +97,25 @@ def test_more_steps_invert_better():
 
 
 def test_each_change_is_made_alone():
-    plain, *others, everything = map(dataclasses.asdict, helped.changes("circles").values())
+    chosen, *others = map(dataclasses.asdict, helped.variants().values())
     for other in others:
-        assert sum(other[part] != plain[part] for part in plain) == 1
-    assert sum(everything[part] != plain[part] for part in plain) == 4
+        changed = {part for part in chosen if other[part] != chosen[part]}
+        assert len(changed) == 1 or changed == {"alpha", "beta"}
+
+
+def test_the_curve_of_a_training_ends_at_its_average():
+    key = densities.settings("circles", steps=2, batch=16, average=0.9)
+    found = helped.curve(key, 0, smoke=True)
+    flow = densities.untrained(key, 0)
+    list(densities.steps_of(flow, key, 0, 2))
+    x = densities.held_out("circles", helped.SMOKE_POINTS)
+    last = densities.gap(flow.requires_grad_(False), "circles", 0, x).gap
+    assert found["gap"][-1] == pytest.approx(last, rel=1e-5)
+    assert 0 < found["seconds"][0] < found["seconds"][1]
 
 
 def test_smoke_runs_of_the_measurements_leave_no_file(tmp_path):
     store = Store("07_ot_flow", "smoke", folder=tmp_path)
     assert len(steps.ablation(store, seeds=[10])["β=1, 2 steps"]) == 1
-    assert len(helped.helped(store, variants=["plain"])["plain"]) == 1
+    assert list(helped.helped(store, seeds=[0])) == ["as chosen"]
     assert not list(tmp_path.rglob("*"))

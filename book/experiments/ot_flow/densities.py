@@ -1,7 +1,7 @@
 """OT-Flow on seven densities in the plane whose entropy is known."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +17,28 @@ from machinery.store import Record, Store
 FINE = 32  # Runge–Kutta steps by which a trained flow is judged
 POINTS = 10_000  # held out, the same for all seeds of a density
 HELD_OUT_SEED = 99
-SEEDS = (10, 11, 12)  # settings were chosen on seeds 0 and 1
+SEEDS = (20, 21, 22)  # settings were chosen on seed 0, and tried on 1
 
 
 @dataclass(frozen=True)
 class Settings:
     """The settings of one fit: the network, the three weights, and how it is trained.
 
-    The objective is L + `alpha` C + `beta` R over `rk4` steps, and its learning rate falls along
-    a cosine from `lr` unless `schedule` is "constant". The gradient is cut to `alpha` times
-    `max_grad_norm`, which so means the same for all densities.
+    The objective is L + `alpha` C + `beta` R. Its Runge–Kutta steps grow from `first` to `rk4` over
+    the training. The learning rate rises over `warmup` steps to `lr`, and falls along a cosine
+    unless `schedule` is "constant". The gradient is cut to `alpha` times `max_grad_norm`, which so
+    means the same for all weights. `average` is the weight of the average of the parameters.
     """
 
     density: str
-    alpha: float = 100.0
-    beta: float = 1.0
-    rk4: int = 4
-    steps: int = 1000
-    batch: int = 512
-    lr: float = 0.03
+    alpha: float = 30.0
+    beta: float = 5.0
+    first: int = 4
+    rk4: int = 8
+    steps: int = 4000
+    batch: int = 1024
+    lr: float = 0.1
+    warmup: int = 50
     schedule: str = "cosine"
     max_grad_norm: float | None = 3.0
     average: float | None = 0.99
@@ -64,44 +67,18 @@ PUBLISHED = {  # α and β of the settings documented with the paper's code
     "pinwheel": (30.0, 15.0),
     "2spirals": (10.0, 1.0),
 }
-
-
-def plain(name: str, **changes: Any) -> Settings:
-    """The published weights α and β with an iteration budget of our own, and nothing else."""
-    alpha, beta = PUBLISHED[name]
-    off: dict[str, Any] = {"max_grad_norm": None, "average": None}
-    return Settings(name, **({"alpha": alpha, "beta": beta, "rk4": 6} | off | changes))
-
-
-# Candidates with α = 100, an average and clipping were worse than these on the circles, at a seed
-# that had no part in their choice: the gap was 0.40 with 8 steps and 800 iterations (seed 10), and
-# 1.06 with 4 steps and 1,200, whose own solver saw an NLL below the least.
-CHOSEN = {
-    "8gaussians": plain("8gaussians", lr=0.1),
-    "checkerboard": plain("checkerboard", steps=3000),
-    "swissroll": plain("swissroll", lr=0.05),
-    "circles": plain("circles", lr=0.05),
-    "moons": plain("moons", lr=0.05),
-    "pinwheel": plain("pinwheel", lr=0.05),
-    "2spirals": plain("2spirals", steps=3000),
-}
+CHANGED: dict[str, dict[str, Any]] = {"pinwheel": {"steps": 6000}}  # where the others' is too short
 
 
 def settings(name: str, **changes: Any) -> Settings:
-    """The settings chosen for the density `name`, with some of them changed.
+    """The settings of the density `name`, with some of them changed.
 
     Raises:
         ValueError: there is no such density.
     """
-    if name not in CHOSEN:
-        raise ValueError(f"density must be one of {sorted(CHOSEN)}, got {name!r}")
-    return replace(CHOSEN[name], **changes)
-
-
-def described(key: Settings) -> dict[str, Any]:
-    """The settings as they are stored, without those that are switched off."""
-    off = {"schedule": "cosine", "max_grad_norm": None, "average": None}
-    return {k: v for k, v in asdict(key).items() if k not in off or v != off[k]}
+    if name not in TOYS:
+        raise ValueError(f"density must be one of {sorted(TOYS)}, got {name!r}")
+    return Settings(name, **(CHANGED.get(name, {}) | changes))
 
 
 def seeded(seed: int, k: int = 0) -> torch.Generator:
@@ -120,23 +97,30 @@ def steps_of(
 ) -> Iterator[Step]:
     """The first `steps` steps of a training of `flow`, resumed from `file` if that exists."""
 
-    def batch(k: int) -> Tensor:
-        return TOYS[key.density].sample(key.batch, seeded(seed, k + 1)).to(device)
+    def batch(k: int) -> tuple[Tensor, int]:
+        x = TOYS[key.density].sample(key.batch, seeded(seed, k + 1)).to(device)
+        return x, key.first + round((key.rk4 - key.first) * k / key.steps)
 
-    def loss(phi: Any, x: Tensor) -> dict[str, Tensor]:
-        return ot_flow(phi, x, likelihood=key.alpha, hjb=key.beta, steps=key.rk4)
+    def loss(phi: Any, drawn: tuple[Tensor, int]) -> dict[str, Tensor]:
+        return ot_flow(phi, drawn[0], likelihood=key.alpha, hjb=key.beta, steps=drawn[1])
 
     yield from train(
         flow.velocity.to(device),
         loss,
         batch,
         steps=steps,
-        lr=cosine(key.lr, key.steps) if key.schedule == "cosine" else key.lr,
+        lr=rate(key),
         max_grad_norm=key.max_grad_norm and key.alpha * key.max_grad_norm,
         average=key.average,
         checkpoint=file,
     )
     flow.cpu()
+
+
+def rate(key: Settings) -> Callable[[int], float]:
+    """The learning rate of each step."""
+    falling = cosine(key.lr, key.steps) if key.schedule == "cosine" else lambda k: key.lr
+    return lambda k: falling(k) * min(1.0, (k + 1) / max(key.warmup, 1))
 
 
 def fit_with_record(
@@ -148,7 +132,7 @@ def fit_with_record(
     def training(steps: int, file: Path | None) -> Iterator[Step]:
         return steps_of(flow, key, seed, steps, file, device)
 
-    stored = described(key) | {"seed": seed}
+    stored = asdict(key) | {"seed": seed}
     record = store.fit(name or f"{key.density}-{seed}", flow, stored, training, device=device)
     return flow.requires_grad_(False), record
 

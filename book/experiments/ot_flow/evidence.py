@@ -37,7 +37,7 @@ class Evidence:
     gaussian: dict[str, list[float]]
     by_steps: dict[str, list[steps.BySteps]]
     ablation: dict[str, list[steps.Row]]
-    tried: dict[str, list[helped.Ending]]
+    tried: dict[str, list[dict[str, list[float]]]]
     raced: dict[str, list[race.Finish]]
     searched: dict[str, dict[str, list[float]]]
     clock: dict[str, list[float]]

@@ -1,82 +1,93 @@
-"""Which changes to the settings help in short runs: each is made alone, and all together."""
+"""What the settings are worth: trainings on the circles with one of them changed at a time."""
 
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
+import torch
+
+from ctdl_lib.generative import Flow
 from machinery.store import Store
 
-from .densities import (
-    Settings,
-    described,
-    gap,
-    held_out,
-    settings,
-    steps_of,
-    untrained,
-)
+from .densities import PUBLISHED, Settings, gap, held_out, settings, steps_of, untrained
 
-SEEDS = (0,)  # one of those on which settings are chosen
-STEPS = 250
-MEASURED = ("plain", "average", "alpha 100", "clipped", "constant rate", "all")
-SMOKE_POINTS = 200
+DENSITY = "circles"
+SEEDS = (0, 1)  # those on which settings are chosen
+STEPS, EVERY = 1500, 300
+POINTS, SMOKE_POINTS = 2_000, 200
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How one training ended: its gap above the least NLL, the error of that, and its seconds."""
-
-    gap: float
-    standard_error: float
-    seconds: float
-
-
-def changes(name: str) -> dict[str, Settings]:
-    """The settings of short runs by name: the chosen ones, and the same with one change or all."""
-    key = replace(settings(name), steps=STEPS)
-    all_of_them = {"alpha": 100.0, "max_grad_norm": 3.0, "average": 0.99, "rk4": 8}
+def variants() -> dict[str, Settings]:
+    """The settings by the name of the change: those of the book with fewer steps, and others."""
+    key = settings(DENSITY, steps=STEPS)
+    alpha, beta = PUBLISHED[DENSITY]
     return {
-        "plain": key,
-        "average": replace(key, average=0.99),
-        "alpha 100": replace(key, alpha=100.0),
-        "clipped": replace(key, max_grad_norm=3.0),
-        "constant rate": replace(key, schedule="constant"),
-        "twice the batch": replace(key, batch=2 * key.batch),
-        "all": replace(key, **all_of_them),
+        "as chosen": key,
+        "lower rate, 0.03": replace(key, lr=0.03),
+        "published weights": replace(key, alpha=alpha, beta=beta),
+        "larger weight, α = 100": replace(key, alpha=100.0),
+        "no average": replace(key, average=None),
+        "no clipping": replace(key, max_grad_norm=None),
+        "half of the points": replace(key, batch=key.batch // 2),
+        "8 steps from the start": replace(key, first=key.rk4),
+        "width 64": replace(key, width=64),
     }
 
 
-def ending(key: Settings, seed: int, smoke: bool = False) -> Ending:
-    """The end of one training, judged by a fine solve."""
-    flow = untrained(key, seed)
-    history = list(steps_of(flow, key, seed, 3 if smoke else key.steps))
-    flow.requires_grad_(False)
-    x = held_out(key.density, *([SMOKE_POINTS] if smoke else []))
-    found = gap(flow, key.density, seed, x)
-    return Ending(found.gap, found.standard_error, history[-1].seconds)
+def curve(key: Settings, seed: int, smoke: bool = False) -> dict[str, list[float]]:
+    """The `seconds` of a training and the `gap` of the flow, every 300 steps.
 
-
-def _measured(store: Store, name: str, key: Settings, seeds: Sequence[int]) -> list[Ending]:
-    """The endings of one setting, one a seed, kept in the store under `name`."""
-    smoke = store.run == "smoke"
-
-    def compute() -> dict[str, Any]:
-        return {"rows": [asdict(ending(key, seed, smoke)) for seed in seeds]}
-
-    numbers = store.measure(name, described(key) | {"seeds": list(seeds)}, compute).numbers
-    return [Ending(**row) for row in numbers["rows"]]
-
-
-def helped(
-    store: Store,
-    name: str = "circles",
-    variants: Sequence[str] = MEASURED,
-    seeds: Sequence[int] = SEEDS,
-) -> dict[str, list[Ending]]:
-    """The endings of short runs without and with changes (see `changes`), one a seed.
-
-    Each variant is a record of its own, so that others can be measured later.
+    With an average of the weights, the gap is that of the average at that time.
     """
-    keys = changes(name)
-    record = {v: f"helped-{name}-{v.replace(' ', '-')}" for v in variants}
-    return {v: _measured(store, record[v], keys[v], seeds) for v in variants}
+    flow = untrained(key, seed)
+    mean = [p.detach().clone() for p in flow.velocity.parameters()]
+    every = 1 if smoke else EVERY
+    x = held_out(key.density, SMOKE_POINTS if smoke else POINTS)
+    found: dict[str, list[float]] = {"seconds": [], "gap": []}
+    pause = 0.0
+    for step in steps_of(flow, replace(key, average=None), seed, 2 if smoke else key.steps):
+        for a, p in zip(mean, flow.velocity.parameters(), strict=True):
+            a.lerp_(p.detach(), 1 - (key.average or 0.0))
+        if (step.index + 1) % every == 0:
+            found["seconds"].append(step.seconds - pause)
+            started = time.monotonic()
+            found["gap"].append(gap(_with(flow, key, mean), key.density, seed, x).gap)
+            pause += time.monotonic() - started
+    return found
+
+
+def _with(flow: Flow, key: Settings, weights: Sequence[torch.Tensor]) -> Flow:
+    """A copy of the flow with other weights."""
+    other = untrained(key, 0).requires_grad_(False)
+    for p, a in zip(other.velocity.parameters(), weights, strict=True):
+        p.copy_(a)
+    return other
+
+
+def helped(store: Store, seeds: Sequence[int] = SEEDS) -> dict[str, list[dict[str, list[float]]]]:
+    """The curves of every variant, one a seed. Each variant is a record of its own."""
+    smoke = store.run == "smoke"
+    found = {}
+    for i, (name, key) in enumerate(variants().items()):
+
+        def compute(key: Settings = key) -> dict[str, Any]:
+            return {"rows": [curve(key, seed, smoke) for seed in seeds]}
+
+        stored = asdict(key) | {"seeds": list(seeds), "every": EVERY}
+        if not (smoke and i):
+            found[name] = store.measure(f"helped-{i}", stored, compute).numbers["rows"]
+    return found
+
+
+def table(found: dict[str, list[dict[str, list[float]]]]) -> str:
+    """The gap and the seconds at the end of every training, as a Markdown table."""
+    lines = [
+        f"| {DENSITY}, {STEPS:,} iterations | gap (nats), by seed | seconds |",
+        "|---|---|---:|",
+    ]
+    for name, curves in found.items():
+        gaps = ", ".join(f"{c['gap'][-1]:.3f}" for c in curves)
+        seconds = sum(c["seconds"][-1] for c in curves) / len(curves)
+        lines.append(f"| {name} | {gaps} | {seconds:.0f} |")
+    return "\n".join(lines)

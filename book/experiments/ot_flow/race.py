@@ -184,6 +184,42 @@ def race(store: Store, seeds: Sequence[int] = SEEDS) -> dict[str, list[Finish]]:
     return {name: [compete(store, name, seed) for seed in seeds] for name in ENTRANTS}
 
 
+def table(raced: Mapping[str, Sequence[Finish]]) -> str:
+    """Where each entrant stopped, with the range over seeds, as a Markdown table."""
+    lines = [
+        "| | gap (nats) | bend (%) | evaluations | seconds | steps |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in raced.items():
+        columns = (
+            [f"{f.gap:.3f}" for f in found],
+            [f"{100 * f.bend:.2f}" for f in found],
+            [f"{f.evaluations}" for f in found],
+            [f"{f.record.seconds:.0f}" for f in found],
+            [f"{f.steps}" for f in found],
+        )
+        cells = (_range(column) for column in columns)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _range(values: Sequence[str]) -> str:
+    low, high = min(values, key=float), max(values, key=float)
+    return low if low == high else f"{low} to {high}"
+
+
+def search_table(searched: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """The seconds to the goal with each learning rate, or the gap where that was missed."""
+    lines = [f"| seed 0 | {' | '.join(map(str, RATES))} | chosen |", "|---|" + "---:|" * 4]
+    for name, found in searched.items():
+        cells = (
+            f"{seconds:.0f} s" if gap <= RACE["target"] else f"gap {gap:.2f}"
+            for _, seconds, gap in found.values()
+        )
+        lines.append(f"| {name} | {' | '.join(cells)} | {ENTRANTS[name]['lr']} |")
+    return "\n".join(lines)
+
+
 def clocks(store: Store, raced: dict[str, list[Finish]]) -> Record:
     """The milliseconds of a training step of 512 points and of 10,000 samples, taken by turns.
 
