@@ -13,8 +13,6 @@ from torch import Tensor
 from .problem import ControlProblem
 
 Draw = Callable[[torch.Generator], tuple[ControlProblem, Tensor]]
-
-
 Observe = Callable[[ControlProblem, float, Tensor], np.ndarray]
 
 

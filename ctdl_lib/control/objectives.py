@@ -92,11 +92,7 @@ def _first(path: Rollout, count: int) -> Rollout:
 
 
 def _penalties(
-    problem: ControlProblem,
-    potential: Potential,
-    path: Rollout,
-    own: bool,
-    wanted: set[str],
+    problem: ControlProblem, potential: Potential, path: Rollout, own: bool, wanted: set[str]
 ) -> dict[str, Tensor]:
     """The terms on Φ alone, from one evaluation at all nodes of the paths, or at their ends."""
     if not wanted:
@@ -117,14 +113,11 @@ def _penalties(
     if wanted & {"terminal", "terminal_gradient"}:
         cost, pullback, *_ = vjp(problem.terminal_cost, x[-1])
         (slope,) = pullback(torch.ones_like(cost))
-        gaps = {
-            "terminal": (value[-1] - cost).abs().mean(),
-            "terminal_gradient": (dx[-1] - slope).abs().sum(-1).mean(),
-        }
-        terms |= {name: gap for name, gap in gaps.items() if name in wanted}
+        terms["terminal"] = (value[-1] - cost).abs().mean()
+        terms["terminal_gradient"] = (dx[-1] - slope).abs().sum(-1).mean()
     if "initial" in wanted:
         terms["initial"] = (value[0].mean() - path.cost.detach().mean()).abs()
-    return terms
+    return {name: term for name, term in terms.items() if name in wanted}
 
 
 def _defects(problem: ControlProblem, path: Rollout, value: Tensor, p: Tensor, own: bool) -> Tensor:
@@ -134,19 +127,13 @@ def _defects(problem: ControlProblem, path: Rollout, value: Tensor, p: Tensor, o
     t, points, slopes = path.t[:-1].repeat_interleave(x.shape[1]), x[:-1].flatten(0, 1), p[:-1]
     u = problem.optimal_control(t, points, slopes.flatten(0, 1))
     spent = h * problem.running_cost(t, points, u).view(value[1:].shape)
-    noise = _shaken(problem, path)
-    if own:
-        return value.diff(dim=0) + spent - (slopes * noise).sum(-1)
-    # drift and noise together are how far the path went
-    went = x.diff(dim=0) - h * problem.drift(t, points, u).view(x[1:].shape)
-    return value.diff(dim=0) + spent - (slopes * went).sum(-1)
-
-
-def _shaken(problem: ControlProblem, path: Rollout) -> Tensor:
-    """The displacements σΔW, (steps, batch, d)."""
-    if path.dW is None:
-        return torch.zeros_like(path.x[1:])
-    return displacement(sigma_of(problem, path.x), path.dW, path.x[0])
+    if not own:  # b h + σΔW is the step of the path
+        moved = x.diff(dim=0) - h * problem.drift(t, points, u).view(x[1:].shape)
+    elif path.dW is None:
+        moved = torch.zeros_like(x[1:])
+    else:
+        moved = displacement(sigma_of(problem, x), path.dW, x[0])
+    return value.diff(dim=0) + spent - (slopes * moved).sum(-1)
 
 
 def _check_weights(weights: dict[str, float], sampler: Policy | None) -> None:

@@ -1,7 +1,7 @@
 """Paths under a policy, and what they cost."""
 
 import warnings
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -70,18 +70,13 @@ def rollout(
     if method == "rk4":
         path = _deterministic(problem, policy, x, steps)
     else:
-        path = _with_noise(problem, policy, x, steps, generator, dW)
+        path = _with_noise(problem, policy, x, steps, generator=generator, dW=dW)
     _check_finite(path.terminal_cost[None], path.t[-1:], path.x[-1:])
     return path
 
 
 def _with_noise(
-    problem: ControlProblem,
-    policy: Policy,
-    x: Tensor,
-    steps: int,
-    generator: torch.Generator | None,
-    dW: Tensor | None,
+    problem: ControlProblem, policy: Policy, x: Tensor, steps: int, **noise: Any
 ) -> Rollout:
     """The paths by Euler–Maruyama."""
     sigma, spent = sigma_of(problem, x), []
@@ -92,8 +87,7 @@ def _with_noise(
         return problem.drift(t, x, u)
 
     if isinstance(sigma, float) and sigma == 0:
-        dW = x.new_zeros(steps, *x.shape)
-    noise = {"generator": generator, "dW": dW}
+        noise["dW"] = x.new_zeros(steps, *x.shape)
     path = euler_maruyama(drift, sigma, x, 0.0, problem.horizon, steps=steps, **noise)
     _check_finite(torch.stack(spent), path.t, path.x)
     running = torch.stack(spent).sum(0) * (problem.horizon / steps)

@@ -1,6 +1,7 @@
 """Maps that are gradients of convex functions, inverted by Newton's method."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -50,8 +51,7 @@ class ConvexMap(TransportMap):
 
     def forward(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """The reference points z = ∇G(x)."""
-        x, steering = self.data(x), self._steering(len(x))
-        return grad(lambda x: self.potential.convex(x, steering).sum())(x)
+        return self._gradient(self.data(x), self._steering(len(x)))
 
     def transform(self, x: Float[Tensor, "batch d"]) -> Transformed:
         """The reference points z = ∇G(x), and log |det ∂z/∂x|."""
@@ -95,7 +95,8 @@ class ConvexMap(TransportMap):
             length = torch.where(good, 1.0, 0.5 * length)
             x = torch.where(good[:, None], there, x)
             at = SecondOrder(
-                *(torch.where(_like(good, a), b, a) for a, b in zip(at, new, strict=True))
+                torch.where(good[:, None], new.gradient, at.gradient),
+                torch.where(good[:, None, None], new.hessian, at.hessian),
             )
         worst = float((at.gradient - z).abs().max())
         raise ArithmeticError(
@@ -103,9 +104,11 @@ class ConvexMap(TransportMap):
             f" more than tol={self.tol:.1e}: allow more, or calculate in float64"
         )
 
+    def _gradient(self, x: Tensor, steering: list[Steering]) -> Tensor:
+        return grad(lambda x: self.potential.convex(x, steering).sum())(x)
+
     def _second_order(self, x: Tensor, steering: list[Steering]) -> SecondOrder:
-        def slope(x: Tensor) -> Tensor:
-            return grad(lambda x: self.potential.convex(x, steering).sum())(x)
+        slope = partial(self._gradient, steering=steering)
 
         def column(e: Tensor) -> tuple[Tensor, Tensor]:
             gradient, along_e, *_ = jvp(slope, (x,), (e.expand_as(x),))
@@ -117,7 +120,3 @@ class ConvexMap(TransportMap):
 
     def _steering(self, n: int) -> list[Steering]:
         return self.potential.steer(self.context_of(n))
-
-
-def _like(mask: Tensor, x: Tensor) -> Tensor:
-    return mask.reshape(-1, *[1] * (x.dim() - 1))

@@ -171,8 +171,6 @@ class Denoised(NamedTuple):
 
 
 Method = Literal["euler-maruyama", "exponential"]
-
-
 METHODS = get_args(Method)
 
 
@@ -228,10 +226,7 @@ def reverse_sde(
 
 @torch.no_grad()
 def sample_sde(
-    score: Velocity,
-    noise: Callable[[], Tensor],
-    schedule: Schedule,
-    **how: Any,
+    score: Velocity, noise: Callable[[], Tensor], schedule: Schedule, **how: Any
 ) -> Float[Tensor, "batch ..."]:
     """The samples at which `reverse_sde` ends, with its options."""
     for state in reverse_sde(score, noise, schedule, **how):  # noqa: B007

@@ -14,7 +14,6 @@ from torch import Tensor
 
 Field = Float[Tensor, "batch n n"]
 
-
 # typing.Self says the same, but cannot be checked at run time
 Kind = TypeVar("Kind", bound="Covariance")
 
@@ -31,8 +30,7 @@ class Covariance(abc.ABC):
     level: float
 
     def __post_init__(self):
-        parameters = [getattr(self, field.name) for field in dataclasses.fields(self)]  # pyright: ignore[reportArgumentType]
-        if any(isinstance(value, float | int) and value < 0 for value in parameters):
+        if any(isinstance(value, float | int) and value < 0 for value in vars(self).values()):
             raise ValueError(f"parameters of a covariance must not be negative: {self}")
 
     @abc.abstractmethod
@@ -51,8 +49,7 @@ class Covariance(abc.ABC):
         self, count: int, n: int, generator: torch.Generator, *, dtype: torch.dtype | None = None
     ) -> Float[Tensor, "{count} {n} {n}"]:
         """Draw fields n F⁻¹ √λ F z from white noise z, on the generator's device."""
-        shape, device = (count, n, n), generator.device
-        z = torch.randn(shape, generator=generator, device=device, dtype=dtype)
+        z = torch.randn((count, n, n), generator=generator, device=generator.device, dtype=dtype)
         return n * self.apply_sqrt(z)
 
     def apply_sqrt(self, u: Field) -> Field:
@@ -146,10 +143,8 @@ class Laplacian(Covariance):
 
     def spectrum(self, n: int) -> Float[Tensor, "{n} {n}"]:
         """The eigenvalues level·|k|⁻²ˢ."""
-        squared = squared_wave_numbers(n)
-        squared[0, 0] = 1.0
-        decay = squared**-self.s
-        decay[0, 0] = self.mean
+        decay = squared_wave_numbers(n) ** -self.s
+        decay[0, 0] = self.mean  # instead of 0⁻ˢ
         return self.level * decay * _multiplicity(n)
 
 

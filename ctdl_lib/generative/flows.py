@@ -119,22 +119,15 @@ class Flow(TransportMap):
                 phi = v.derivatives(t, s.z)
                 return Transformed(-phi.dx, -phi.laplacian)
 
-        elif self.solver.get("backprop") == "recompute" and torch.is_grad_enabled():
+            return rates
+        if self.solver.get("backprop") == "recompute" and torch.is_grad_enabled():
             raise ValueError(
                 'torch.func cannot take a divergence inside of a checkpoint: backprop="through" or'
                 ' "adjoint" can, and so can a Potential with "recompute"'
             )
-        elif eps is None:
-
-            def rates(t: Any, s: Transformed) -> Transformed:
-                return Transformed(*divergence(partial(v, t), s.z))
-
-        else:
-
-            def rates(t: Any, s: Transformed) -> Transformed:
-                return Transformed(*hutchinson(partial(v, t), s.z, eps))
-
-        return rates
+        if eps is None:
+            return lambda t, s: Transformed(*divergence(partial(v, t), s.z))
+        return lambda t, s: Transformed(*hutchinson(partial(v, t), s.z, eps))
 
 
 def flow_matching(

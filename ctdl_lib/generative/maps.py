@@ -37,17 +37,14 @@ class Standardization(nn.Module):
             ValueError: x has a wrong shape, one row, entries that are not finite, or a column that
                 does not vary; the message names the columns.
         """
-        wanted = len(self.mean)
-        if x.dim() != 2 or x.shape[1] != wanted:
-            raise ValueError(f"{name} must have shape (batch, {wanted}), got {tuple(x.shape)}")
+        _check_shape(x, len(self.mean), name)
         if len(x) < 2:
             raise ValueError(f"{name} has one row, but its spread needs at least two")
         _refuse(~x.isfinite().all(0), name, "NaN or infinite entries: drop or impute those rows")
         mean, std = x.mean(0), x.std(0)
         # also what round-off alone makes vary
         limit = 1e-6 if x.dtype == torch.float32 else 100 * torch.finfo(x.dtype).eps
-        constant = std <= limit * x.abs().amax(0)
-        _refuse(constant, name, "no variation, and no density: drop them")
+        _refuse(std <= limit * x.abs().amax(0), name, "no variation, and no density: drop them")
         self.mean.copy_(mean)
         self.std.copy_(std)
         return self
@@ -84,10 +81,7 @@ class Standardization(nn.Module):
                 "nothing was trained here: call .standardize(x_train) first, load a state"
                 " dictionary, or construct with standardize=False"
             )
-        if x.dim() != 2 or x.shape[1] != len(self.mean):
-            wanted = len(self.mean)
-            raise ValueError(f"expected shape (batch, {wanted}), got {tuple(x.shape)}")
-        return x
+        return _check_shape(x, len(self.mean))
 
 
 class BoxScaling(nn.Module):
@@ -148,12 +142,16 @@ class BoxScaling(nn.Module):
         Raises:
             ValueError: x is not (batch, d).
         """
-        if x.dim() != 2 or x.shape[1] != len(self.low):
-            raise ValueError(f"expected shape (batch, {len(self.low)}), got {tuple(x.shape)}")
-        return x
+        return _check_shape(x, len(self.low))
 
     def _inside(self, x: Tensor) -> Tensor:
         return (x >= self.low) & (x <= self.high)
+
+
+def _check_shape(x: Tensor, d: int, name: str = "the tensor") -> Tensor:
+    if x.dim() != 2 or x.shape[1] != d:
+        raise ValueError(f"{name} must have shape (batch, {d}), got {tuple(x.shape)}")
+    return x
 
 
 def _refuse(columns: Tensor, name: str, fault: str) -> None:
@@ -300,10 +298,10 @@ class TransportMap(nn.Module, abc.ABC):
         """
         self._check_single(n)
         kept, drawn = [], 0
-        while sum(map(len, kept)) < n:
+        while (count := sum(map(len, kept))) < n:
             if drawn >= attempts * n:
                 raise ValueError(
-                    f"of {drawn} samples, {sum(map(len, kept))} lie in the support: the map was not"
+                    f"of {drawn} samples, {count} lie in the support: the map was not"
                     " trained on data from it, or the context is not like the training data"
                 )
             x = self.sample(n, generator)
@@ -327,10 +325,8 @@ class TransportMap(nn.Module, abc.ABC):
         optimizer = torch.optim.LBFGS([z], max_iter=steps, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
-            optimizer.zero_grad()
-            with torch.enable_grad():
-                loss = -self.log_prob(self.data.inverse(z)).sum()
-                (z.grad,) = torch.autograd.grad(loss, z)
+            loss = -self.log_prob(self.data.inverse(z)).sum()
+            (z.grad,) = torch.autograd.grad(loss, z)
             return loss.detach()
 
         optimizer.step(closure)  # pyright: ignore[reportArgumentType]
@@ -343,8 +339,7 @@ class TransportMap(nn.Module, abc.ABC):
     def reference(self, n: int, generator: torch.Generator) -> Float[Tensor, "{n} d"]:
         """The n points drawn from N(0, I), on the map's device."""
         like = next(self.data.buffers())
-        shape = (n, self.d)
-        z = torch.randn(shape, generator=generator, device=generator.device, dtype=like.dtype)
+        z = torch.randn((n, self.d), generator=generator, device=generator.device, dtype=like.dtype)
         return z.to(like)
 
     def context_of(self, n: int) -> Float[Tensor, "{n} context"] | None:
@@ -354,10 +349,8 @@ class TransportMap(nn.Module, abc.ABC):
             ValueError: `given` was not called, or was called with another number of rows.
         """
         y, wanted = self.context, len(self.conditions.mean)
-        if y is None:
-            if wanted:
-                raise ValueError(f"there is a context ({wanted},) here: call .given(y) first")
-            return None
-        if len(y) not in (1, n):
+        if y is None and wanted:
+            raise ValueError(f"there is a context ({wanted},) here: call .given(y) first")
+        if y is not None and len(y) not in (1, n):
             raise ValueError(f"the context has {len(y)} rows for {n} samples: give one, or {n}")
-        return y.expand(n, -1)
+        return None if y is None else y.expand(n, -1)

@@ -87,12 +87,7 @@ def transport(
 
 
 def ot_flow(
-    potential: Potential,
-    x: Float[Tensor, "batch d"],
-    *,
-    steps: int,
-    likelihood: float,
-    hjb: float,
+    potential: Potential, x: Float[Tensor, "batch d"], *, steps: int, likelihood: float, hjb: float
 ) -> dict[str, Float[Tensor, ""]]:
     """The terms of OT-Flow's objective L + α C + β R: transport, likelihood and HJB residual.
 
