@@ -1,5 +1,6 @@
-"""Solvers that only check: grids, finite differences, finite elements, Sinkhorn, transcription.
+"""Reference solvers, with which the chapters and the tests check the algorithms of the talk.
 
-No algorithm of the talk needs them. They give the chapters and the tests a second answer. Import
-from the modules: each brings its own heavy library (scikit-fem, CasADi) only when it is used.
+The algorithms themselves do not use them. Import from the modules, because some of them load a
+large library such as scikit-fem or CasADi: `grids`, `finite_differences`, `finite_elements`,
+`advection`, `sinkhorn` and `transcription`.
 """
