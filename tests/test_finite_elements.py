@@ -4,7 +4,7 @@ import torch
 from scipy.sparse import csr_array
 from torch.autograd import gradcheck, gradgradcheck
 
-from ctdl_lib.references.finite_elements import (
+from experiments.pde_control.finite_elements import (
     LinearSystems,
     advection_diffusion,
     load,

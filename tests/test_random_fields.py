@@ -17,7 +17,7 @@ from ctdl_lib.generative import (
     resample,
 )
 from ctdl_lib.metrics import observed_orders
-from ctdl_lib.problems.random_fields import FieldMixture, ReactionDiffusion
+from experiments.function_space.random_fields import FieldMixture, ReactionDiffusion
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SCHEDULE = Schedule()

@@ -117,27 +117,6 @@ def peaks_of(y: Float[Tensor, "batch 2"]) -> Float[Tensor, " batch"]:
     )
 
 
-def annuli(seed: int, *, inner: int = 500, outer: int = 1500) -> Classification:
-    """The points r (cos φ, sin φ) of class 1 for 0 < r < ½ and of class 0 for 1 < r < 3/2.
-
-    r and φ are uniformly distributed. `inner` and `outer` are the numbers of training samples per
-    class; there are a fifth as many validation samples.
-
-    Reference: dupont2019augmented.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(inside: int, outside: int) -> Samples:
-        n = inside + outside
-        r = 0.5 * torch.rand(n, generator=generator)
-        r[inside:] += 1
-        angle = 2 * math.pi * torch.rand(n, generator=generator)
-        y = torch.stack([r * angle.cos(), r * angle.sin()], 1)
-        return Samples(y, (torch.arange(n) < inside).long())
-
-    return Classification("annuli", 2, draw(inner, outer), draw(inner // 5, outer // 5))
-
-
 def digits(seed: int, *, fraction: float = 0.2) -> Classification:
     """The 1,797 handwritten digits of scikit-learn, 8×8 pixels with values in [0, 1].
 

@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..generative.optimal_transport import MeanFieldCost
-from ..potentials.potential import AutodiffPotential, Potential
-from ..references.grids import Grid
-from ..references.sinkhorn import GridSolution, scaled_paths
-from .densities import Mixture, ring_of_gaussians
+from ctdl_lib.generative import MeanFieldCost
+from ctdl_lib.potentials import AutodiffPotential, Potential
+from ctdl_lib.problems.densities import Mixture, ring_of_gaussians
+from ctdl_lib.references.grids import Grid
+
+from .sinkhorn import GridSolution, scaled_paths
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .grids import Grid
+from ctdl_lib.references.grids import Grid
 
 
 class GridSolution(NamedTuple):

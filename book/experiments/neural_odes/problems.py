@@ -1,5 +1,6 @@
-"""Two well-known dynamical systems, and time series of their solutions."""
+"""Problems of the chapter on neural ODEs: annuli, two dynamical systems, and time series."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..dynamics.integration import integrate
+from ctdl_lib.dynamics import integrate
+from ctdl_lib.problems.classification import Classification, Samples
 
 
 class Series(NamedTuple):
@@ -15,6 +17,27 @@ class Series(NamedTuple):
 
     t: Float[Tensor, " times"]
     x: Float[Tensor, "times batch d"]
+
+
+def annuli(seed: int, *, inner: int = 500, outer: int = 1500) -> Classification:
+    """The points r (cos φ, sin φ) of class 1 for 0 < r < ½ and of class 0 for 1 < r < 3/2.
+
+    r and φ are uniformly distributed. `inner` and `outer` are the numbers of training samples per
+    class; there are a fifth as many validation samples.
+
+    Reference: dupont2019augmented.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(inside: int, outside: int) -> Samples:
+        n = inside + outside
+        r = 0.5 * torch.rand(n, generator=generator)
+        r[inside:] += 1
+        angle = 2 * math.pi * torch.rand(n, generator=generator)
+        y = torch.stack([r * angle.cos(), r * angle.sin()], 1)
+        return Samples(y, (torch.arange(n) < inside).long())
+
+    return Classification("annuli", 2, draw(inner, outer), draw(inner // 5, outer // 5))
 
 
 def spiral_velocity(t: Any, x: Float[Tensor, "batch 2"]) -> Float[Tensor, "batch 2"]:

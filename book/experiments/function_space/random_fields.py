@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..dynamics.stepping import step
-from ..generative.diffusion import Schedule, perturb
-from ..generative.fields import Covariance, Field, squared_wave_numbers
+from ctdl_lib.dynamics.stepping import step
+from ctdl_lib.generative.diffusion import Schedule, perturb
+from ctdl_lib.generative.fields import Covariance, Field, squared_wave_numbers
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,9 +10,9 @@ from scipy.interpolate import CubicSpline
 from scipy.special import roots_genlaguerre, roots_hermitenorm
 from torch import Tensor, nn
 
-from ..networks.embeddings import times_like
-from ..potentials.potential import Derivatives, Gradient, Potential, Sigma, Time, along_noise
-from .control import LinearQuadratic, noise_trace
+from ctdl_lib.networks.embeddings import times_like
+from ctdl_lib.potentials.potential import Derivatives, Gradient, Potential, Sigma, Time, along_noise
+from ctdl_lib.problems.control import LinearQuadratic, noise_trace
 
 
 @dataclass(frozen=True, eq=False)
