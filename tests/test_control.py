@@ -780,7 +780,7 @@ def test_a_problem_that_lacks_a_part_is_refused_by_its_name(unchecked, entry):
     arguments = (torch.ones(3, 2),) if entry == "objective" else ()
     options = {"steps": 2} if entry == "objective" else {}
     assert not isinstance(Incomplete(), ControlProblem)
-    with pytest.raises(TypeError, match=r"Incomplete lacks optimal_control; .* least"):
+    with pytest.raises(TypeError, match=r"Incomplete lacks optimal_control; .* minimiser"):
         getattr(unchecked, entry)(Incomplete(), phi, *arguments, **options)
     with pytest.raises(TypeError, match="NoneType lacks drift, diffusion, running_cost"):
         getattr(unchecked, entry)(None, phi, *arguments, **options)

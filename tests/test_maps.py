@@ -433,7 +433,7 @@ BAD = {
     ),
     "no context": (
         lambda new: new(context_dim=3, standardize=False).log_prob(X),
-        r"context \(3,\) here: call \.given\(y\)",
+        r"context \(3,\): call \.given\(y\)",
     ),
     "contexts of another number": (
         lambda new: new(context_dim=3, standardize=False).given(torch.zeros(5, 3)).log_prob(X),

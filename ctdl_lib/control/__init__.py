@@ -1,8 +1,8 @@
-"""Optimal control with a learned value function: the slides on HJB, PMP and neural SOC.
+"""Optimal control with a learned value function, for the slides on HJB, PMP and neural SOC.
 
-Read `problem` first: what a control problem is, its Hamiltonian, and the feedback of a potential.
-`rollouts` follows a policy, `objectives` has the loss by which Φ is learned, and `environments`
-offers any noise-free problem to reinforcement learning.
+Read `problem` first: it defines a control problem, its Hamiltonian and the feedback of a potential.
+`rollouts` simulates a policy, `objectives` has the loss for Φ, and `environments` makes a problem
+without noise an environment for reinforcement learning.
 """
 
 from .objectives import objective

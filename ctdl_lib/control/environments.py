@@ -13,27 +13,25 @@ from torch import Tensor
 from .problem import ControlProblem
 
 Draw = Callable[[torch.Generator], tuple[ControlProblem, Tensor]]
-
-
 Observe = Callable[[ControlProblem, float, Tensor], np.ndarray]
 
 
 class ControlEnvironment(gymnasium.Env):
-    """The environment whose undiscounted return is −J, the cost of a path of a control problem.
+    """The environment whose undiscounted return is −J, where J is the cost of a control problem.
 
-    A step is one of explicit Euler, of length h = T/steps, and its reward −h L(t, x, u); the last
-    one has −G(x(T)) added. An episode is `terminated` at the horizon and never truncated, because
-    no cost follows the horizon.
+    A step is an explicit Euler step of size h = T/steps, and its reward is −h L(t, x, u). The last
+    reward also contains −G(x(T)). An episode is `terminated` at the horizon T. It is never
+    truncated, because there is no cost after T.
 
     Args of the constructor: `draw(generator)` returns the problem of an episode and its start x(0),
-    (1, d); `observe(problem, t, x)` is what the learner sees of it, an array of single precision
-    that should hold the time too, for the best control depends on it; `low` and `high`, (m,), are
-    the controls that actions of −1 and of 1 stand for.
+    (1, d); `observe(problem, t, x)` returns the observation, an array of float32, which should
+    contain the time because the optimal control depends on it; `low` and `high`, (m,), are the
+    controls for the actions −1 and 1.
 
     Raises:
         ValueError: `steps` is not positive, `low` is not below `high`, a problem has noise, or an
             action is not between −1 and 1.
-        RuntimeError: a step is asked for before an episode has begun, or after its end.
+        RuntimeError: `step` is called before `reset`, or after the end of an episode.
     """
 
     def __init__(
@@ -52,13 +50,13 @@ class ControlEnvironment(gymnasium.Env):
         self.draw, self.observe, self.steps = draw, observe, steps
         self.low, self.high, self.action_space = low, high, Box(-1.0, 1.0, tuple(low.shape))
         self.problem, self.x = draw(torch.Generator())
-        self.k = steps  # an episode begins with `reset`
+        self.k = steps  # `reset` starts an episode
         self.observation_space = Box(-np.inf, np.inf, observe(self.problem, 0.0, self.x).shape)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """What is seen of a new episode, and nothing more."""
+        """The first observation of a new episode, and an empty dictionary."""
         super().reset(seed=seed)
         generator = torch.Generator().manual_seed(int(self.np_random.integers(2**62)))
         self.problem, self.x = self.draw(generator)
@@ -69,9 +67,9 @@ class ControlEnvironment(gymnasium.Env):
 
     @torch.no_grad()
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """What is seen next, the reward, whether the horizon is reached, False, and the control."""
+        """The observation, the reward, whether t = T, False for truncated, and the control."""
         if self.k == self.steps:
-            raise RuntimeError("no episode is under way: call reset() first")
+            raise RuntimeError("no episode is running: call reset() first")
         u, h, t = self.control(action)[None].to(self.x), self.problem.horizon / self.steps, self.t
         reward = -h * self.problem.running_cost(t, self.x, u)
         self.x, self.k = self.x + h * self.problem.drift(t, self.x, u), self.k + 1
@@ -83,11 +81,11 @@ class ControlEnvironment(gymnasium.Env):
 
     @property
     def t(self) -> float:
-        """The time of the present state."""
+        """The time of the current state."""
         return self.problem.horizon * self.k / self.steps
 
     def control(self, action: np.ndarray) -> Float[Tensor, " m"]:
         """The control low + (high − low)(action + 1)/2."""
-        if not (np.abs(action) <= 1).all():  # NaN is outside too
+        if not (np.abs(action) <= 1).all():  # also refuses NaN
             raise ValueError(f"actions must lie between -1 and 1, got {action}")
         return self.low + (self.high - self.low) * (torch.as_tensor(action).to(self.low) + 1) / 2

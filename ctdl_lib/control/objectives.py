@@ -1,4 +1,4 @@
-"""The objective by which a value function is learned."""
+"""The objective for learning a value function."""
 
 from functools import partial
 from typing import Literal
@@ -40,26 +40,26 @@ def objective(
     terminal_gradient: float = 0.0,
     initial: float = 0.0,
 ) -> dict[str, Float[Tensor, ""]]:
-    """The weighted terms of the objective, on paths from samples x of the starts.
+    """The weighted terms of the objective, on paths that start at x.
 
     - `cost`: the cost E[J] of the feedback, differentiated through its paths;
     - `hjb`: the mean over paths and times of |∂ₜΦ + H + ½ tr(σσᵀ∇²Φ)|;
-    - `bsde`: E Σₖ |Φₖ₊₁ − Φₖ + (H − pᵀb) h − pᵀσΔWₖ| with p = ∇Φₖ and the drift b of the paths,
-      which for the value function is the noise of Itô's second-order term, not zero;
+    - `bsde`: E Σₖ |Φₖ₊₁ − Φₖ + (H − pᵀb) h − pᵀσΔWₖ| with p = ∇Φₖ and the drift b of the paths.
+      With noise it is positive even for the value function, by Itô's second-order term;
     - `terminal` and `terminal_gradient`: E|Φ − G| and E‖∇Φ − ∇G‖₁ at t = T;
     - `initial`: |E[Φ(0, x)] − E[J]|.
 
-    A term of weight zero is not computed and not returned. The penalties take the points of the
-    paths as given: they teach Φ, and do not bend paths to where a residual is small. All times of
-    all paths are evaluated together.
+    Terms of weight zero are neither computed nor returned. The penalties treat the paths as
+    constants, so their gradients do not move the paths to points with small residuals.
 
     Args:
-        sampler: the policy that paths follow, in place of the feedback of Φ. They then say nothing
-            of its cost, so `cost` and `initial` must be zero.
-        penalized: how many of the paths the penalties see, the first ones; by default all.
+        sampler: a policy that the paths follow instead of the feedback of Φ. J is then not the cost
+            of the feedback, so `cost` and `initial` must be zero.
+        penalized: the penalties use only this number of paths, the first ones; by default all.
 
     Raises:
-        ValueError: a weight is negative, all are zero, or one does not go with a `sampler`.
+        ValueError: a weight is negative, all are zero, or `cost` or `initial` is set along with a
+            `sampler`.
         TypeError: the problem lacks a part, such as `optimal_control`.
 
     Reference: li2024neural, section 3.
@@ -86,19 +86,15 @@ def objective(
 
 
 def _first(path: Rollout, count: int) -> Rollout:
-    """The first few of the paths."""
+    """The first `count` paths."""
     costs, dW = (path.running_cost[:count], path.terminal_cost[:count]), path.dW
     return Rollout(path.t, path.x[:, :count], *costs, dW if dW is None else dW[:, :count])
 
 
 def _penalties(
-    problem: ControlProblem,
-    potential: Potential,
-    path: Rollout,
-    own: bool,
-    wanted: set[str],
+    problem: ControlProblem, potential: Potential, path: Rollout, own: bool, wanted: set[str]
 ) -> dict[str, Tensor]:
-    """The terms on Φ alone, from one evaluation at all nodes of the paths, or at their ends."""
+    """The penalties, from one evaluation of Φ at all nodes of the paths, or at their ends."""
     if not wanted:
         return {}
     times, x = path.t, path.x.detach()
@@ -117,36 +113,29 @@ def _penalties(
     if wanted & {"terminal", "terminal_gradient"}:
         cost, pullback, *_ = vjp(problem.terminal_cost, x[-1])
         (slope,) = pullback(torch.ones_like(cost))
-        gaps = {
-            "terminal": (value[-1] - cost).abs().mean(),
-            "terminal_gradient": (dx[-1] - slope).abs().sum(-1).mean(),
-        }
-        terms |= {name: gap for name, gap in gaps.items() if name in wanted}
+        terms["terminal"] = (value[-1] - cost).abs().mean()
+        terms["terminal_gradient"] = (dx[-1] - slope).abs().sum(-1).mean()
     if "initial" in wanted:
         terms["initial"] = (value[0].mean() - path.cost.detach().mean()).abs()
-    return terms
+    return {name: term for name, term in terms.items() if name in wanted}
 
 
 def _defects(problem: ControlProblem, path: Rollout, value: Tensor, p: Tensor, own: bool) -> Tensor:
-    """The defects Φₖ₊₁ − Φₖ − (pᵀb − H) h − pᵀσΔWₖ, (steps, batch), where pᵀb − H is the rate at
-    which Φ changes in the mean on paths with drift b: −L on those of its `own` feedback."""
+    """The defects Φₖ₊₁ − Φₖ + (H − pᵀb) h − pᵀσΔWₖ, (steps, batch).
+
+    H − pᵀb is L if b is the drift of the `own` feedback of Φ, else L + pᵀ(f − b).
+    """
     h, x = problem.horizon / (len(path.t) - 1), path.x.detach()
     t, points, slopes = path.t[:-1].repeat_interleave(x.shape[1]), x[:-1].flatten(0, 1), p[:-1]
     u = problem.optimal_control(t, points, slopes.flatten(0, 1))
     spent = h * problem.running_cost(t, points, u).view(value[1:].shape)
-    noise = _shaken(problem, path)
-    if own:
-        return value.diff(dim=0) + spent - (slopes * noise).sum(-1)
-    # drift and noise together are how far the path went
-    went = x.diff(dim=0) - h * problem.drift(t, points, u).view(x[1:].shape)
-    return value.diff(dim=0) + spent - (slopes * went).sum(-1)
-
-
-def _shaken(problem: ControlProblem, path: Rollout) -> Tensor:
-    """The displacements σΔW, (steps, batch, d)."""
-    if path.dW is None:
-        return torch.zeros_like(path.x[1:])
-    return displacement(sigma_of(problem, path.x), path.dW, path.x[0])
+    if not own:  # the step xₖ₊₁ − xₖ of the path is b h + σΔWₖ
+        moved = x.diff(dim=0) - h * problem.drift(t, points, u).view(x[1:].shape)
+    elif path.dW is None:
+        moved = torch.zeros_like(x[1:])
+    else:
+        moved = displacement(sigma_of(problem, x), path.dW, x[0])
+    return value.diff(dim=0) + spent - (slopes * moved).sum(-1)
 
 
 def _check_weights(weights: dict[str, float], sampler: Policy | None) -> None:
@@ -154,6 +143,6 @@ def _check_weights(weights: dict[str, float], sampler: Policy | None) -> None:
         raise ValueError(f"weights must not be negative, nor all zero: {weights}")
     if sampler is not None and (weights["cost"] or weights["initial"]):
         raise ValueError(
-            "the cost of paths that follow a sampler is not that of the feedback: set cost=0 and"
-            " initial=0, or leave the sampler out"
+            "paths of a sampler do not have the cost of the feedback: set cost=0 and initial=0, or"
+            " leave the sampler out"
         )

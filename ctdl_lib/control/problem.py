@@ -17,7 +17,7 @@ class ControlProblem(Protocol):
 
     @property
     def diffusion(self) -> Sigma:
-        """The number or matrix (d, r) σ, 0 where there is no noise."""
+        """The number or matrix (d, r) σ, which is 0 without noise."""
         ...
 
     @property
@@ -44,7 +44,7 @@ class ControlProblem(Protocol):
     def optimal_control(
         self, t: Time, x: Float[Tensor, "batch d"], p: Float[Tensor, "batch d"]
     ) -> Float[Tensor, "batch m"]:
-        """The control u*(t, x, p) where L + pᵀf is least."""
+        """The control u*(t, x, p) that minimises L + pᵀf."""
         ...
 
 
@@ -82,7 +82,7 @@ def feedback(problem: ControlProblem, potential: Potential) -> Policy:
 def needed_derivatives(
     problem: ControlProblem, potential: Potential, t: Time, x: Tensor
 ) -> Derivatives | Gradient:
-    """The derivatives of Φ in the HJB equation; the second ones only if there is noise."""
+    """The derivatives of Φ in the HJB equation, without second ones if σ = 0."""
     sigma = sigma_of(problem, x)
     if isinstance(sigma, float) and sigma == 0:
         return potential.gradient(t, x)
@@ -96,24 +96,24 @@ def residual_of(problem: ControlProblem, phi: Derivatives | Gradient, t: Time, x
 
 
 def sigma_of(problem: ControlProblem, x: Tensor) -> Sigma:
-    """The diffusion as a number, or as a matrix of x's type that fits it."""
+    """The diffusion σ as a number, or as a matrix (d, r) with the type of x."""
     sigma = problem.diffusion
     if not isinstance(sigma, Tensor) or sigma.dim() == 0:
         return float(sigma)
     if sigma.dim() != 2 or sigma.shape[0] != x.shape[-1]:
         raise ValueError(
             f"diffusion must be a number or a matrix ({x.shape[-1]}, r) for states of dimension"
-            f" {x.shape[-1]}, got shape {tuple(sigma.shape)}; use torch.diag for a diagonal one"
+            f" {x.shape[-1]}, got shape {tuple(sigma.shape)}; use torch.diag for a diagonal σ"
         )
     return sigma.to(x)
 
 
 def check_parts(problem: ControlProblem) -> None:
-    """Refuse what is no control problem, and say what is missing."""
+    """Refuse an object that is no control problem, and name its missing parts."""
     parts = ("drift", "diffusion", "running_cost", "terminal_cost", "optimal_control", "horizon")
     missing = [name for name in parts if not hasattr(problem, name)]
     if missing:
         hint = ""
         if "optimal_control" in missing:
-            hint = "; optimal_control(t, x, p) returns the u where L(t, x, u) + pᵀf is least"
+            hint = "; optimal_control(t, x, p) returns the minimiser u of L(t, x, u) + pᵀf(t, x, u)"
         raise TypeError(f"{type(problem).__name__} lacks {', '.join(missing)}{hint}")

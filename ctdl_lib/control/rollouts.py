@@ -1,7 +1,7 @@
-"""Paths under a policy, and what they cost."""
+"""Paths under a policy, and their costs."""
 
 import warnings
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,9 +15,9 @@ Box = tuple[Tensor, Tensor]
 
 
 class Rollout(NamedTuple):
-    """Paths under a policy: times (steps + 1,), states, what they cost, the noise that drove them.
+    """Paths under a policy: the steps + 1 times, states, costs, and the noise ΔW.
 
-    `cost` is the sum of the running cost ∫L dt and of the terminal cost G(x(T)).
+    `running_cost` is ∫L dt, `terminal_cost` is G(x(T)), and `cost` is their sum.
     """
 
     t: Float[Tensor, " nodes"]
@@ -49,18 +49,18 @@ def rollout(
 ) -> Rollout:
     """The paths from x(0) = x under u = policy(t, x), and their costs.
 
-    Euler–Maruyama, with ∫L dt as the sum of h L(tₖ, xₖ, uₖ); without noise also RK4, which then
-    integrates L with its own order.
+    Euler–Maruyama approximates ∫L dt by Σ h L(tₖ, xₖ, uₖ). RK4 requires σ = 0, and integrates L
+    together with x.
 
     Args:
-        generator, dW: draws the noise, or is the noise (steps, batch, r); neither if σ = 0.
-        trained_on: the lowest and highest starts that a learned policy has seen, (d,) each; starts
-            outside of this box bring a warning.
+        generator, dW: the source of the noise, or the noise (steps, batch, r); neither if σ = 0.
+        trained_on: the corners (low, high) of the box of starts that a policy was trained on, (d,)
+            each. Starts outside of the box cause a warning.
 
     Raises:
-        ValueError: `steps`, σ or the noise do not suit the problem.
-        CostError: a cost is not finite; says of which sample, where and when.
-        IntegrationError: a path leaves the finite numbers.
+        ValueError: `steps`, `method`, σ or the noise is invalid.
+        CostError: a cost is not finite; the message names the sample, the state and the time.
+        IntegrationError: a path is not finite.
 
     Reference: li2024neural, section 3.
     """
@@ -70,18 +70,13 @@ def rollout(
     if method == "rk4":
         path = _deterministic(problem, policy, x, steps)
     else:
-        path = _with_noise(problem, policy, x, steps, generator, dW)
+        path = _with_noise(problem, policy, x, steps, generator=generator, dW=dW)
     _check_finite(path.terminal_cost[None], path.t[-1:], path.x[-1:])
     return path
 
 
 def _with_noise(
-    problem: ControlProblem,
-    policy: Policy,
-    x: Tensor,
-    steps: int,
-    generator: torch.Generator | None,
-    dW: Tensor | None,
+    problem: ControlProblem, policy: Policy, x: Tensor, steps: int, **noise: Any
 ) -> Rollout:
     """The paths by Euler–Maruyama."""
     sigma, spent = sigma_of(problem, x), []
@@ -92,8 +87,7 @@ def _with_noise(
         return problem.drift(t, x, u)
 
     if isinstance(sigma, float) and sigma == 0:
-        dW = x.new_zeros(steps, *x.shape)
-    noise = {"generator": generator, "dW": dW}
+        noise["dW"] = x.new_zeros(steps, *x.shape)
     path = euler_maruyama(drift, sigma, x, 0.0, problem.horizon, steps=steps, **noise)
     _check_finite(torch.stack(spent), path.t, path.x)
     running = torch.stack(spent).sum(0) * (problem.horizon / steps)
@@ -101,7 +95,7 @@ def _with_noise(
 
 
 def _deterministic(problem: ControlProblem, policy: Policy, x: Tensor, steps: int) -> Rollout:
-    """The paths without noise by RK4, which integrates the running cost along with them."""
+    """The paths without noise and their running costs by RK4."""
 
     def rates(t: Time, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         u = policy(t, state[0])
@@ -116,7 +110,7 @@ def _deterministic(problem: ControlProblem, policy: Policy, x: Tensor, steps: in
 
 
 def _check_driver(sigma: Sigma, steps: int, method: str, silent: bool) -> None:
-    """Refuse steps, a method or a noise that do not suit the problem."""
+    """Refuse invalid `steps`, an unknown method, and noise that does not fit σ."""
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1")
     if method not in ("euler_maruyama", "rk4"):
@@ -125,11 +119,11 @@ def _check_driver(sigma: Sigma, steps: int, method: str, silent: bool) -> None:
     if noisy and method == "rk4":
         raise ValueError('method="rk4" needs diffusion = 0; with noise use "euler_maruyama"')
     if not noisy and not silent:
-        raise ValueError("there is no noise to draw with diffusion = 0: leave generator and dW out")
+        raise ValueError("there is no noise to draw if diffusion = 0: leave generator and dW out")
 
 
 def _check_finite(costs: Tensor, t: Tensor, x: Tensor) -> None:
-    """Raise an error that names the sample, state and time of a cost that is not finite."""
+    """Refuse a cost that is not finite, and name its sample, state and time."""
     bad = ~costs.isfinite()
     if bad.any():
         k, i = bad.nonzero()[0].tolist()

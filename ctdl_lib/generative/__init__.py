@@ -1,9 +1,9 @@
 """Generative models: normalizing flows, OT-Flow, conditional transport and diffusion.
 
-Read `flows` first: a `Flow` turns any velocity into densities and samples. `optimal_transport` has
-the objectives of OT-Flow and mean-field games, `convex_maps` the gradients of convex functions,
-`maps` what all transport maps share. `diffusion` and `fields` serve score-based models, in ℝᵈ and
-in function space.
+Read `flows` first: a `Flow` computes densities and samples from a velocity. `maps` has the methods
+that all transport maps share, and `convex_maps` the gradients of convex functions.
+`optimal_transport` has the objectives of OT-Flow and mean-field games. `diffusion` has score-based
+models, and `fields` has their noise in function space.
 """
 
 from .convex_maps import ConvexMap

@@ -1,6 +1,7 @@
-"""Maps that are gradients of convex functions, inverted by Newton's method."""
+"""Transport maps that are gradients of convex functions, inverted by Newton's method."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,21 +15,21 @@ from .maps import Sample, TransportMap
 
 
 class SecondOrder(NamedTuple):
-    """The gradient of a convex function and its Hessian."""
+    """The gradient and the Hessian of a convex function at each sample."""
 
     gradient: Float[Tensor, "batch d"]
     hessian: Float[Tensor, "batch d d"]
 
 
 class ConvexMap(TransportMap):
-    """The map z = ∇ₓG(x; y) of standardized data, which increases along every line.
+    """The monotone map z = ∇ₓG(x; y) of standardized data, where G is convex in x.
 
-    Its Jacobian is the Hessian of G, whose determinant is exact; its inverse is the minimiser of
-    G(x; y) − zᵀx. Training needs the likelihood only.
+    The Jacobian is the Hessian of G, and its determinant is exact. The inverse is the minimiser of
+    G(x; y) − zᵀx. Training maximises the likelihood and needs no inverse.
 
-    Args of the constructor: the `potential`, convex in x, with its dimensions `d` and
-    `context_dim`; the inverse is found where ‖∇G − z‖∞ ≤ `tol`. Without `standardize`, mean 0 and
-    deviation 1 stand in for those of the data; with a `box`, `BoxScaling` comes first.
+    Args of the constructor: the `potential` G with its dimensions `d` of x and `context_dim` of y;
+    the tolerance `tol` of the inverse, ‖∇G − z‖∞ ≤ `tol`; `box` and `standardize` as in
+    `TransportMap`.
 
     Reference: wang2023efficient.
     """
@@ -50,8 +51,7 @@ class ConvexMap(TransportMap):
 
     def forward(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """The reference points z = ∇G(x)."""
-        x, steering = self.data(x), self._steering(len(x))
-        return grad(lambda x: self.potential.convex(x, steering).sum())(x)
+        return self._gradient(self.data(x), self._steering(len(x)))
 
     def transform(self, x: Float[Tensor, "batch d"]) -> Transformed:
         """The reference points z = ∇G(x), and log |det ∂z/∂x|."""
@@ -62,17 +62,17 @@ class ConvexMap(TransportMap):
         return Transformed(at.gradient, scaled.log_det + log_det)
 
     def inverse(self, z: Float[Tensor, "batch d"], *, steps: int = 100) -> Float[Tensor, "batch d"]:
-        """The data x = argmin G(x) − zᵀx, by Newton's method with halved steps; no gradient.
+        """The data x = argmin G(x) − zᵀx, without gradients, by Newton's method with step halving.
 
         Raises:
-            ArithmeticError: after so many `steps` a sample is still off by more than the tolerance.
+            ArithmeticError: after `steps` iterations, a sample misses the tolerance.
         """
         z = self.data.checked(z)
         with torch.no_grad():
             return self.data.inverse(self._minimise(z, self._steering(len(z)), steps))
 
     def sample_with_log_prob(self, n: int, generator: torch.Generator) -> Sample:
-        """The images of n reference points, and log p there."""
+        """The n samples x = T⁻¹(z) with z ~ N(0, I), and log p(x)."""
         x = self.sample(n, generator)
         return Sample(x, self.log_prob(x))
 
@@ -81,7 +81,7 @@ class ConvexMap(TransportMap):
         at = self._second_order(x, steering)
         for k in range(steps + 1):
             residual = at.gradient - z
-            active = ~(residual.abs().amax(1) <= self.tol)  # NaN has not converged either
+            active = ~(residual.abs().amax(1) <= self.tol)  # also true for NaN
             if not bool(active.any()):
                 return x
             if k == steps:
@@ -89,23 +89,26 @@ class ConvexMap(TransportMap):
             step = -torch.linalg.solve(at.hessian, residual)
             there = x + length[:, None] * step
             new = self._second_order(there, steering)
-            # a convex function may go on falling: only a slope that turned too far is refused
+            # the function may still fall where a step ends, but must not rise too fast there
             slope, before = ((part * step).sum(-1) for part in (new.gradient - z, residual))
             good = active & (slope <= 0.8 * before.abs())
             length = torch.where(good, 1.0, 0.5 * length)
             x = torch.where(good[:, None], there, x)
             at = SecondOrder(
-                *(torch.where(_like(good, a), b, a) for a, b in zip(at, new, strict=True))
+                torch.where(good[:, None], new.gradient, at.gradient),
+                torch.where(good[:, None, None], new.hessian, at.hessian),
             )
         worst = float((at.gradient - z).abs().max())
         raise ArithmeticError(
-            f"after {steps} steps of Newton's method the inverse is off by {worst:.1e}, which is"
-            f" more than tol={self.tol:.1e}: allow more, or calculate in float64"
+            f"after {steps} Newton steps the inverse is off by {worst:.1e}, more than"
+            f" tol={self.tol:.1e}: allow more steps, or use float64"
         )
 
+    def _gradient(self, x: Tensor, steering: list[Steering]) -> Tensor:
+        return grad(lambda x: self.potential.convex(x, steering).sum())(x)
+
     def _second_order(self, x: Tensor, steering: list[Steering]) -> SecondOrder:
-        def slope(x: Tensor) -> Tensor:
-            return grad(lambda x: self.potential.convex(x, steering).sum())(x)
+        slope = partial(self._gradient, steering=steering)
 
         def column(e: Tensor) -> tuple[Tensor, Tensor]:
             gradient, along_e, *_ = jvp(slope, (x,), (e.expand_as(x),))
@@ -117,7 +120,3 @@ class ConvexMap(TransportMap):
 
     def _steering(self, n: int) -> list[Steering]:
         return self.potential.steer(self.context_of(n))
-
-
-def _like(mask: Tensor, x: Tensor) -> Tensor:
-    return mask.reshape(-1, *[1] * (x.dim() - 1))

@@ -1,7 +1,7 @@
-"""Diffusion models: noise, the score that undoes it, and samples by an SDE or an ODE.
+"""Diffusion models: noise schedules, denoisers, scores, and samples by an SDE or an ODE.
 
-The noise is N(0, Q) with any covariance Q: I for vectors, an operator for fields. What is learned
-is the preconditioned score S = Q∇log p_t, so that Q⁻¹ occurs nowhere.
+The noise is N(0, Q) with any covariance Q: the identity for vectors, an operator for fields. The
+learned function is the preconditioned score S = Q∇log p_t, so Q⁻¹ is never needed.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,13 +19,13 @@ from ..networks.embeddings import times_like
 
 @dataclass(frozen=True)
 class Schedule:
-    """The equation dX = −½β(t)X dt + √β(t) Q^½ dW for 0 ≤ t ≤ 1, with β(t) from `start` to `end`.
+    """The equation dX = −½β(t)X dt + √β(t) Q^½ dW, with β linear in t from `start` to `end`.
 
-    β is linear in t. X(t) given X(0) = x is a(t)x + s(t)η, with η ~ N(0, Q), a = exp(−½∫β) and s² =
-    1 − a²: the data fade and the law approaches N(0, Q).
+    Given X(0) = x, X(t) has the law of a(t)x + s(t)η with η ~ N(0, Q), a = exp(−½∫β) and
+    s² = 1 − a². From t = 0 to 1 the law of X(t) approaches N(0, Q).
 
     Raises:
-        ValueError: not 0 < start ≤ end.
+        ValueError: `start` is not positive, or `end` is below `start`.
 
     Reference: song2021score, appendix C; hagemann2023multilevel.
     """
@@ -47,7 +47,7 @@ class Schedule:
         return t * (self.start + 0.5 * (self.end - self.start) * t)
 
     def a(self, t: Any) -> Tensor:
-        """What is left of the data, a = exp(−½∫β)."""
+        """The factor a = exp(−½∫β) of the data."""
         return torch.exp(-0.5 * self.integral(t))
 
     def s(self, t: Any) -> Tensor:
@@ -63,7 +63,7 @@ def _checked(t: Any) -> Tensor:
 
 
 def _column(a: Tensor, x: Tensor) -> Tensor:
-    """One number a sample, shaped to multiply x (batch, …); a single number as it is."""
+    """The numbers a, one per sample, shaped to multiply x (batch, …); a scalar is unchanged."""
     return a.to(x).reshape(-1, *[1] * (x.dim() - 1)) if a.dim() else a
 
 
@@ -73,21 +73,20 @@ def perturb(
     t: float | Float[Tensor, ""] | Float[Tensor, " batch"],
     schedule: Schedule,
 ) -> Float[Tensor, "batch ..."]:
-    """The noisy data a(t)x + s(t)η."""
+    """The noisy data x(t) = a(t)x + s(t)η."""
     return _column(schedule.a(t), x) * x + _column(schedule.s(t), x) * eta
 
 
 class Denoiser(nn.Module):
-    """The estimate of the noise η in x(t) = a x + s η, made of a network F(t, u):
+    """The estimate η̂ of the noise η in x(t) = a x + s η, from a network F.
 
         η̂(t, x) = (s/r) (x/r) − (a std/r) F(t, x/r),    r² = s² + a² std².
 
-    If data and noise are Gaussian with the same covariance and `std` is the ratio of their
-    deviations, η̂ is exact with F = 0. The target of F has about the variance of the noise for all
-    t.
+    If the data have the law N(0, std² Q), η̂ is exact with F = 0. The target of F has about the
+    variance of the noise for all t.
 
-    Args of the constructor: the network, the `std` of the data where that of the noise is 1, and
-    the schedule.
+    Args of the constructor: the network F(t, u) (`net`); the standard deviation `std` of the data,
+    divided by that of the noise; the `schedule`.
 
     Reference: karras2022elucidating, section 5.
     """
@@ -114,13 +113,13 @@ def denoising(
     t: Float[Tensor, " batch"],
     schedule: Schedule,
 ) -> Float[Tensor, ""]:
-    """The mean square of η̂(t, x(t)) − η, x(t) = a x + s η: denoising score matching.
+    """The loss of denoising score matching, the mean square of η̂(t, x(t)) − η, x(t) = a x + s η.
 
-    It is that of s S + η with S = −η̂/s, and least where S = Q∇log p_t, for E[η | x(t)] is
-    −s Q∇log p_t whatever Q is. For fields the mean over pixels is the squared norm in L².
+    Its minimiser is η̂ = E[η | x(t)] = −s Q∇log p_t, for every Q. Then S = −η̂/s is the
+    preconditioned score. For fields, the mean over the pixels is the squared norm in L².
 
     Raises:
-        ValueError: t lies outside of [0, 1].
+        ValueError: a time is not in [0, 1].
 
     Reference: vincent2011connection; hagemann2023multilevel.
     """
@@ -144,11 +143,11 @@ class Score(nn.Module):
 
 
 class ProbabilityFlow(nn.Module):
-    """The velocity v(t, x) = −½β(t)(x + S(t, x)) whose flow has the densities p_t of the SDE.
+    """The velocity v(t, x) = −½β(t)(x + S(t, x)), whose flow has the densities p_t of the SDE.
 
-    With it a `flows.Flow` has the likelihood and the samples of a diffusion model whose Q is I.
-    Outside of [0, 1], where adaptive solvers evaluate it to choose a first step, the nearest end
-    counts.
+    If Q = I, a `flows.Flow` with this velocity has the likelihood and the samples of the diffusion
+    model. To choose their first step, adaptive solvers may evaluate v outside of [0, 1]. There v
+    takes its value at the nearest end.
 
     Reference: song2021score, section 4.3.
     """
@@ -164,15 +163,13 @@ class ProbabilityFlow(nn.Module):
 
 
 class Denoised(NamedTuple):
-    """A state of the reverse process at time t."""
+    """The state x of the reverse process at time t."""
 
     t: float
     x: Float[Tensor, "batch ..."]
 
 
 Method = Literal["euler-maruyama", "exponential"]
-
-
 METHODS = get_args(Method)
 
 
@@ -185,17 +182,18 @@ def reverse_sde(
     method: Method = "exponential",
     last: Literal["mean", "noise"] = "mean",
 ) -> Iterator[Denoised]:
-    """The states of dX = −β(½X + S(t, X)) dt + √β Q^½ dW̄, from t = 1 down to 0, one by one.
+    """The states of dX = −β(½X + S(t, X)) dt + √β Q^½ dW̄, from t = 1 to t = 0, one by one.
 
-    Each of the equal steps evaluates S once. "exponential" solves the equation exactly where
-    S + X does not change along the step, so that N(0, Q), whose S is −X, stays what it is. The last
-    step ends in the mean E[X(0) | X(t)] = (X + s²S)/a, or else in one more sample ("noise").
+    All steps are equal, and each evaluates S once. The method "exponential" is exact if S + X is
+    constant during a step, so it preserves N(0, Q), where S = −X.
 
     Args:
-        noise: draws η ~ N(0, Q), the whole batch; the first draw is where the process starts.
+        noise: a function that draws a batch of η ~ N(0, Q). The first draw is the state at t = 1.
+        last: the result of the last step, which is E[X(0) | X(t)] = (X + s²S)/a ("mean") or a
+            sample like those of the other steps ("noise").
 
     Raises:
-        ValueError: an unknown method or fewer than one step.
+        ValueError: `method` or `last` is unknown, or `steps` is below 1.
         IntegrationError: a state is not finite.
 
     Reference: anderson1982reverse; song2021score, section 3.
@@ -221,19 +219,16 @@ def reverse_sde(
             x = keep * x + 2 * (1 - keep) * (S + x) + torch.sqrt(1 - keep**2) * noise()
         if not x.isfinite().all():
             raise IntegrationError(
-                f"the state is not finite at t = {end:.6g}: take more steps, or look at the score"
+                f"the state is not finite at t = {end:.6g}: take more steps, or check the score"
             )
         yield Denoised(end, x)
 
 
 @torch.no_grad()
 def sample_sde(
-    score: Velocity,
-    noise: Callable[[], Tensor],
-    schedule: Schedule,
-    **how: Any,
+    score: Velocity, noise: Callable[[], Tensor], schedule: Schedule, **how: Any
 ) -> Float[Tensor, "batch ..."]:
-    """The samples at which `reverse_sde` ends, with its options."""
+    """The last state of `reverse_sde`, with its options and without gradients."""
     for state in reverse_sde(score, noise, schedule, **how):  # noqa: B007
         pass
     return state.x

@@ -14,45 +14,41 @@ from torch import Tensor
 
 Field = Float[Tensor, "batch n n"]
 
-
-# typing.Self says the same, but cannot be checked at run time
+# typing.Self cannot be checked at run time
 Kind = TypeVar("Kind", bound="Covariance")
 
 
 class Covariance(abc.ABC):
     """The covariance operator Q of a stationary field η = Σₖ √λₖ ξₖ e^{2πi k·x}, E|ξₖ|² = 1.
 
-    A field is an array (batch, n, n) of its values at x = (i, j)/n: its amplitude does not change
-    with the grid, and the mean of squares over the pixels is its squared norm in L². On a grid a
-    field keeps the wave numbers |k₁|, |k₂| ≤ n/2. All subclasses are frozen dataclasses with a
-    factor `level` of Q.
+    A field is an array (batch, n, n) of values at x = (i, j)/n. Its amplitude does not depend on n,
+    and its mean square over the pixels is its squared norm in L². On an n × n grid, it has the wave
+    numbers |k₁|, |k₂| ≤ n/2. Subclasses are frozen dataclasses with a factor `level` of Q.
     """
 
     level: float
 
     def __post_init__(self):
-        parameters = [getattr(self, field.name) for field in dataclasses.fields(self)]  # pyright: ignore[reportArgumentType]
-        if any(isinstance(value, float | int) and value < 0 for value in parameters):
+        if any(isinstance(value, float | int) and value < 0 for value in vars(self).values()):
             raise ValueError(f"parameters of a covariance must not be negative: {self}")
 
     @abc.abstractmethod
     def spectrum(self, n: int) -> Float[Tensor, "{n} {n}"]:
-        """The eigenvalues λₖ in double precision, k ordered as by `torch.fft.fft2`."""
+        """The eigenvalues λₖ in float64, in the order of `torch.fft.fft2`."""
 
     def trace(self, n: int) -> float:
-        """The value E‖η‖² = Σₖ λₖ over the wave numbers of the grid: the variance of a pixel."""
+        """The variance E‖η‖² = Σₖ λₖ of a pixel, summed over the wave numbers of the grid."""
         return float(self.spectrum(n).sum())
 
     def normalized(self: Kind, n: int) -> Kind:
-        """The same law times a factor, so that a pixel of the n × n grid has variance 1."""
+        """The covariance times a factor, so that a pixel of the n × n grid has variance 1."""
         return dataclasses.replace(self, level=self.level / self.trace(n))  # pyright: ignore[reportArgumentType]
 
     def sample(
         self, count: int, n: int, generator: torch.Generator, *, dtype: torch.dtype | None = None
     ) -> Float[Tensor, "{count} {n} {n}"]:
-        """Draw fields n F⁻¹ √λ F z from white noise z, on the generator's device."""
-        shape, device = (count, n, n), generator.device
-        z = torch.randn(shape, generator=generator, device=device, dtype=dtype)
+        """Draw fields n F⁻¹ √λ F z from white noise z, on the device of the generator."""
+        z = torch.randn((count, n, n), generator=generator, device=generator.device, dtype=dtype)
         return n * self.apply_sqrt(z)
 
     def apply_sqrt(self, u: Field) -> Field:
@@ -64,31 +60,31 @@ class Covariance(abc.ABC):
         return _multiplied(u, self.spectrum(u.shape[-1]))
 
     def log_prob(self, u: Field) -> Float[Tensor, " batch"]:
-        """The logarithm of the density of N(0, Q) with respect to the n² pixels.
+        """The log density log N(u; 0, Q) with respect to the n² pixels.
 
-        It has no limit for n → ∞. Differences between fields on the same grid are meaningful.
+        It has no limit as n → ∞. Compare only fields on the same grid.
 
         Raises:
-            ValueError: Q has no inverse on this grid, because an eigenvalue is zero.
+            ValueError: an eigenvalue is zero, so Q has no inverse on this grid.
         """
         n = u.shape[-1]
         variance = n**2 * self.spectrum(n).to(u.device)  # of the orthonormal Fourier coefficients
         if not (variance > 0).all():
             raise ValueError(
                 f"N(0, Q) has no density: {int((variance == 0).sum())} of {n * n} wave numbers have"
-                " no variance; add a covariance that has (see Sum)"
+                " no variance; add another covariance (see Sum)"
             )
         power = torch.fft.fft2(u, norm="ortho").abs() ** 2
         quadratic = (power / variance).sum((1, 2))
         return (-0.5 * (quadratic + (2 * math.pi * variance).log().sum())).to(u.dtype)
 
     def check(self, u: Field) -> Field:
-        """The same fields, which vary only where the noise does.
+        """The same fields, after a check that the noise has all their wave numbers.
 
         Raises:
             ValueError: the fields are not finite or not square, or more than 10⁻⁸ of their power
-                lies at wave numbers where Q has no variance: noise never forgets them, and no
-                sample that starts from noise can have them.
+                is at wave numbers where Q has no variance. The noise cannot remove these, and
+                samples that start from noise cannot have them.
         """
         checked_fields(u)
         n = u.shape[-1]
@@ -109,8 +105,8 @@ class Covariance(abc.ABC):
 class PixelNoise(Covariance):
     """Independent pixels of variance `level` on every grid: λₖ = level/n².
 
-    It is not the restriction of a covariance in L²: the eigenvalue of each wave number tends to
-    zero as the grid is refined.
+    It is not the restriction of a covariance on L² to a grid: each eigenvalue tends to zero as
+    n → ∞.
     """
 
     level: float = 1.0
@@ -133,9 +129,9 @@ class WhiteNoise(Covariance):
 
 @dataclass(frozen=True)
 class Laplacian(Covariance):
-    """The operator Q ∝ (−Δ)⁻ˢ, λₖ = level·|k|⁻²ˢ, with λ₀ = level·mean; trace class where s > 1.
+    """The operator Q ∝ (−Δ)⁻ˢ, λₖ = level·|k|⁻²ˢ and λ₀ = level·mean, trace class if s > 1.
 
-    With `mean` = 0, as published, no sample has a mean.
+    With the published `mean` = 0, the mean of every sample is zero.
 
     Reference: hagemann2023multilevel.
     """
@@ -146,18 +142,16 @@ class Laplacian(Covariance):
 
     def spectrum(self, n: int) -> Float[Tensor, "{n} {n}"]:
         """The eigenvalues level·|k|⁻²ˢ."""
-        squared = squared_wave_numbers(n)
-        squared[0, 0] = 1.0
-        decay = squared**-self.s
-        decay[0, 0] = self.mean
+        decay = squared_wave_numbers(n) ** -self.s
+        decay[0, 0] = self.mean  # instead of 0⁻ˢ
         return self.level * decay * _multiplicity(n)
 
 
 @dataclass(frozen=True)
 class Matern(Covariance):
-    """The operator Q ∝ (κ² − Δ/4π²)⁻ˢ, λₖ = level·(κ² + |k|²)⁻ˢ; trace class where s > 1.
+    """The operator Q ∝ (κ² − Δ/4π²)⁻ˢ, λₖ = level·(κ² + |k|²)⁻ˢ, trace class if s > 1.
 
-    Its fields are correlated over lengths of about 1/κ. Also named after Bessel.
+    The correlation length is about 1/κ. Q is also named after Bessel.
 
     Reference: hagemann2023multilevel.
     """
@@ -179,11 +173,11 @@ class Matern(Covariance):
 
 @dataclass(frozen=True)
 class SpectralNoise(Covariance):
-    """White noise through a spectral convolution with random weights: λₖ = level·|Rₖ|².
+    """White noise after a spectral convolution with random weights, λₖ = level·½(|Rₖ|² + |R₋ₖ|²).
 
-    |Rₖ|² is the mean of those of k and −k, as a real field wants, and of the published choice
-    Rₖ = 0.2 + 0.8 U + 0.8 i V for |k₁|, |k₂| ≤ `modes`, with U, V uniform in [0, 1] and drawn once
-    by `seed`; no variance beyond. The phases of Rₖ do not matter: those of the noise are uniform.
+    The weights for |k₁|, |k₂| ≤ `modes` are the published Rₖ = 0.2 + 0.8 U + 0.8 i V, where `seed`
+    determines U and V, uniform in [0, 1]. All other weights are zero. The mean over ±k makes the
+    fields real. The phases of Rₖ have no effect, because those of the noise are uniform.
 
     Reference: hagemann2023multilevel.
     """
@@ -207,14 +201,14 @@ class SpectralNoise(Covariance):
         weights = (weights + weights.flip(0, 1)) / 2  # a real field has λ₋ₖ = λₖ
         k = torch.arange(-m, m + 1) % n
         full = torch.zeros(n, n, dtype=torch.float64)
-        # where n = 2·modes the wave numbers ±n/2 are one and the same
+        # if n = 2·modes, the wave numbers ±n/2 coincide on the grid
         full.index_put_((k[:, None], k[None, :]), weights, accumulate=True)
         return self.level * full
 
 
 @dataclass(frozen=True)
 class Sum(Covariance):
-    """The covariance level·Σ Qᵢ of the sum of independent fields."""
+    """The covariance level·Σ Qᵢ of a sum of independent fields."""
 
     parts: tuple[Covariance, ...]
     level: float = 1.0
@@ -222,7 +216,7 @@ class Sum(Covariance):
     def __post_init__(self):
         super().__post_init__()
         if not self.parts:
-            raise ValueError("parts must have at least one covariance")
+            raise ValueError("parts must contain at least one covariance")
 
     def spectrum(self, n: int) -> Float[Tensor, "{n} {n}"]:
         """The eigenvalues level·Σ λₖ."""
@@ -236,10 +230,10 @@ def squared_wave_numbers(n: int) -> Float[Tensor, "{n} {n}"]:
 
 
 def resample(u: Field, n: int) -> Float[Tensor, "batch {n} {n}"]:
-    """The fields on an n × n grid, by trigonometric interpolation, or by dropping wave numbers.
+    """The fields on an n × n grid, by trigonometric interpolation or by omitting wave numbers.
 
-    Amplitudes stay what they are; there and back again is the identity when the grid between was
-    finer. Of a wave number n/2, which an even grid cannot tell from −n/2, half goes to each.
+    Amplitudes do not change. Interpolation to a finer grid and back is the identity. An even grid
+    cannot distinguish the wave numbers ±n/2, so each gets half of the amplitude on a finer grid.
 
     Raises:
         ValueError: the fields are not square or not finite, or n < 2.
@@ -254,20 +248,20 @@ def resample(u: Field, n: int) -> Float[Tensor, "batch {n} {n}"]:
     return P @ u @ P.T
 
 
-@cache  # an array: a tensor would remember inside of which transformation it was made
+@cache  # an array, because a tensor made within a transform of torch.func is valid only there
 def _interpolation(old: int, n: int) -> np.ndarray:
-    """The matrix of trigonometric interpolation along one axis: rows are the new points."""
+    """The matrix (n, old) of trigonometric interpolation along one axis."""
     m = min(old, n)
     k = np.arange(-(m // 2), m // 2 + 1)
     weight = np.ones(len(k))
     if m % 2 == 0 and old < n:
-        weight[0] = weight[-1] = 0.5  # the two share what the coarse grid has as one
+        weight[0] = weight[-1] = 0.5  # ±m/2 coincide on the coarse grid
     apart = np.arange(n)[:, None, None] / n - np.arange(old)[:, None] / old
     return (weight * np.cos(2 * math.pi * k * apart)).sum(-1) / old
 
 
 def checked_fields(u: Tensor) -> Tensor:
-    """The same fields.
+    """The same fields, after a check.
 
     Raises:
         ValueError: u is not (batch, n, n) with n ≥ 2, or has entries that are not finite.
@@ -283,12 +277,12 @@ def checked_fields(u: Tensor) -> Tensor:
 def _multiplied(u: Field, factor: Tensor) -> Field:
     """The fields F⁻¹ (factor · F u)."""
     n = u.shape[-1]
-    half = factor[:, : n // 2 + 1].to(u)  # of the wave numbers, which is what rfft2 keeps
+    half = factor[:, : n // 2 + 1].to(u)  # the wave numbers that rfft2 keeps
     return torch.fft.irfft2(half * torch.fft.rfft2(u), s=(n, n))
 
 
 def _multiplicity(n: int) -> Tensor:
-    """In how many ways ±k is a wave number of the field: twice for ±n/2 on an even grid."""
+    """The number of wave numbers that coincide with k on the grid: per axis, 2 for ±n/2, else 1."""
     twice = torch.ones(n, dtype=torch.float64)
     if n % 2 == 0:
         twice[n // 2] = 2.0

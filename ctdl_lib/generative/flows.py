@@ -1,4 +1,4 @@
-"""Continuous normalizing flows: densities and samples from a velocity or a potential."""
+"""Continuous normalizing flows, whose velocity is a network or the gradient of a potential."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,12 +22,13 @@ class Flow(TransportMap):
 
         log p(x) = log N(z; 0, I) + ℓ(1) − Σ log std.
 
-    Args of the constructor: the `velocity`, a `Potential` Φ, whose v = −∇Φ and ∇·v = −ΔΦ come in
-    closed form, or a network v(t, x), or v(t, x, y) with a context, whose ∇·v costs d
-    vector–Jacobian products; the dimensions `d` of x and `context_dim` of y; `solver`, the
-    arguments of `integrate`, such as {"steps": 8} or {"tol": 1e-5} (the divergence of a network
-    does not go with backprop="recompute", that of a potential does). Without `standardize`, mean 0
-    and deviation 1 stand in for those of the data; with a `box`, `BoxScaling` comes first.
+    A potential Φ gives v = −∇Φ and ∇·v = −ΔΦ in closed form. The divergence of a network costs d
+    vector–Jacobian products, and it does not work with backprop="recompute".
+
+    Args of the constructor: the `velocity`, which is a `Potential` or a network v(t, x), or
+    v(t, x, y) with a context; the dimensions `d` of x and `context_dim` of y; the arguments of
+    `integrate` (`solver`), such as {"steps": 8} or {"tol": 1e-5}; `box` and `standardize` as in
+    `TransportMap`.
 
     Reference: chen2018neural, section 4; grathwohl2019ffjord.
     """
@@ -62,7 +63,7 @@ class Flow(TransportMap):
         save_at: Sequence[float] | Tensor | None = None,
         statistics: Statistics | None = None,
     ) -> Float[Tensor, "*times batch d"]:
-        """The data of reference points, or the standardized x(t) at falling times `save_at`."""
+        """The data x = T⁻¹(z), or the standardized x(t) at decreasing times `save_at`."""
         x = self._solve(self._field(len(z)), self.data.checked(z), 1, 0, save_at, statistics)
         return x if save_at is not None else self.data.inverse(x)
 
@@ -73,12 +74,11 @@ class Flow(TransportMap):
         eps: Float[Tensor, "batch d"] | None = None,
         statistics: Statistics | None = None,
     ) -> Transformed:
-        """The reference points z, and log |det ∂z/∂x|, both in one solve.
+        """The reference points z and log |det ∂z/∂x|, from a single solve.
 
         Args:
-            eps: Hutchinson's noise, with which an estimate εᵀ(∂v/∂x)ε stands in for ∇·v. It stays
-                the same for the whole solve, because a solver cannot follow a velocity that
-                changes at random with t. A potential needs none.
+            eps: the noise ε of Hutchinson's estimate εᵀ(∂v/∂x)ε, which replaces ∇·v of a network.
+                It is the same at all t, because solvers need a velocity that is smooth in t.
         """
         scaled = self.data.transform(x)
         state = Transformed(scaled.z, x.new_zeros(len(x)))
@@ -86,7 +86,7 @@ class Flow(TransportMap):
         return Transformed(end.z, end.log_det + scaled.log_det)
 
     def sample_with_log_prob(self, n: int, generator: torch.Generator) -> Sample:
-        """The images of n reference points and log p there, both in one solve."""
+        """The n samples x = T⁻¹(z) with z ~ N(0, I), and log p(x), from a single solve."""
         z = self.reference(n, generator)
         state = Transformed(z, z.new_zeros(n))
         start = self._solve(self._rates(n, None), state, 1, 0, None, None)
@@ -98,7 +98,7 @@ class Flow(TransportMap):
         return integrate(f, state, t0, t1, parameters=list(self.velocity.parameters()), **how)
 
     def _bound(self, n: int) -> Any:
-        """The potential or network, with the context bound to n samples."""
+        """The potential or the network with the context of n samples."""
         y = self.context_of(n)
         if y is None:
             return self.velocity
@@ -111,7 +111,7 @@ class Flow(TransportMap):
         return (lambda t, x: -v.gradient(t, x).dx) if isinstance(v, Potential) else v
 
     def _rates(self, n: int, eps: Tensor | None) -> Callable[[Any, Transformed], Transformed]:
-        """The velocity of (x, ℓ)."""
+        """The velocity (v, ∇·v) of (x, ℓ)."""
         v = self._bound(n)
         if isinstance(v, Potential):
 
@@ -119,22 +119,15 @@ class Flow(TransportMap):
                 phi = v.derivatives(t, s.z)
                 return Transformed(-phi.dx, -phi.laplacian)
 
-        elif self.solver.get("backprop") == "recompute" and torch.is_grad_enabled():
+            return rates
+        if self.solver.get("backprop") == "recompute" and torch.is_grad_enabled():
             raise ValueError(
-                'torch.func cannot take a divergence inside of a checkpoint: backprop="through" or'
-                ' "adjoint" can, and so can a Potential with "recompute"'
+                'backprop="recompute" cannot differentiate the divergence of a network: use'
+                ' "through" or "adjoint", or a Potential'
             )
-        elif eps is None:
-
-            def rates(t: Any, s: Transformed) -> Transformed:
-                return Transformed(*divergence(partial(v, t), s.z))
-
-        else:
-
-            def rates(t: Any, s: Transformed) -> Transformed:
-                return Transformed(*hutchinson(partial(v, t), s.z, eps))
-
-        return rates
+        if eps is None:
+            return lambda t, s: Transformed(*divergence(partial(v, t), s.z))
+        return lambda t, s: Transformed(*hutchinson(partial(v, t), s.z, eps))
 
 
 def flow_matching(
@@ -145,8 +138,8 @@ def flow_matching(
 ) -> Float[Tensor, ""]:
     """The mean of ‖v(t, x_t) − (z − x)‖² with x_t = (1 − t)x + t z, for independent x and z.
 
-    Its minimiser has the marginals of x_t: a flow from data to reference without any solve. v must
-    take one time a sample.
+    The flow of its minimiser has the marginals of x_t, so it maps data to the reference. The loss
+    needs no solve. v must accept one time per sample.
 
     Reference: lipman2023flow.
     """

@@ -1,4 +1,4 @@
-"""Maps from data to a standard normal z, with their density, samples and mode."""
+"""Maps from data to z ~ N(0, I), with the density, samples and mode of the data."""
 
 import abc
 import copy
@@ -15,11 +15,10 @@ from ..dynamics.calculus import Transformed, standard_normal_log_prob
 
 
 class Standardization(nn.Module):
-    """The map (x − mean)/std, column by column, and its inverse.
+    """The map (x − mean)/std of each column, and its inverse.
 
-    Mean and standard deviation are unknown until `fit` has seen the training data, or a state
-    dictionary brings them; they are stored and loaded together with the weights. `identity` leaves
-    the data as they are instead.
+    `fit` computes the mean and the standard deviation of the training data. They are buffers, so
+    they are stored and loaded with the weights. With `identity`, they are 0 and 1.
     """
 
     mean: Tensor
@@ -34,20 +33,17 @@ class Standardization(nn.Module):
         """The same object, with the mean and the standard deviation of the columns of x.
 
         Raises:
-            ValueError: x has a wrong shape, one row, entries that are not finite, or a column that
-                does not vary; the message names the columns.
+            ValueError: x has a wrong shape, one row, entries that are not finite, or constant
+                columns; the message names the columns.
         """
-        wanted = len(self.mean)
-        if x.dim() != 2 or x.shape[1] != wanted:
-            raise ValueError(f"{name} must have shape (batch, {wanted}), got {tuple(x.shape)}")
+        _check_shape(x, len(self.mean), name)
         if len(x) < 2:
-            raise ValueError(f"{name} has one row, but its spread needs at least two")
+            raise ValueError(f"{name} has one row, but a deviation needs at least two")
         _refuse(~x.isfinite().all(0), name, "NaN or infinite entries: drop or impute those rows")
         mean, std = x.mean(0), x.std(0)
-        # also what round-off alone makes vary
+        # a column that varies only by rounding errors counts as constant
         limit = 1e-6 if x.dtype == torch.float32 else 100 * torch.finfo(x.dtype).eps
-        constant = std <= limit * x.abs().amax(0)
-        _refuse(constant, name, "no variation, and no density: drop them")
+        _refuse(std <= limit * x.abs().amax(0), name, "no variation, so no density: drop them")
         self.mean.copy_(mean)
         self.std.copy_(std)
         return self
@@ -56,7 +52,7 @@ class Standardization(nn.Module):
         """The value (x − mean)/std.
 
         Raises:
-            ValueError: `fit` has not been called, or x is not (batch, d).
+            ValueError: `fit` was not called, or x is not (batch, d).
         """
         return (self.checked(x) - self.mean) / self.std
 
@@ -65,39 +61,36 @@ class Standardization(nn.Module):
         return self.mean + self.std * self.checked(z)
 
     def log_det(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
-        """The value −Σ log std, the logarithm of the determinant of the map, for each row."""
+        """The value log |det ∂z/∂x| = −Σ log std for each row."""
         return -self.std.log().sum().expand(len(z))
 
     def transform(self, x: Float[Tensor, "batch d"]) -> Transformed:
-        """The value (x − mean)/std, and the logarithm of the determinant."""
+        """The value z = (x − mean)/std, and log |det ∂z/∂x|."""
         z = self(x)
         return Transformed(z, self.log_det(z))
 
     def checked(self, x: Tensor) -> Tensor:
-        """The same x.
+        """The same x, after a check.
 
         Raises:
-            ValueError: nothing was fitted, or x is not (batch, d).
+            ValueError: `fit` was not called, or x is not (batch, d).
         """
         if bool(self.mean.isnan().any()):
             raise ValueError(
-                "nothing was trained here: call .standardize(x_train) first, load a state"
+                "mean and deviation are unknown: call .standardize(x_train) first, load a state"
                 " dictionary, or construct with standardize=False"
             )
-        if x.dim() != 2 or x.shape[1] != len(self.mean):
-            wanted = len(self.mean)
-            raise ValueError(f"expected shape (batch, {wanted}), got {tuple(x.shape)}")
-        return x
+        return _check_shape(x, len(self.mean))
 
 
 class BoxScaling(nn.Module):
-    """The map Φ⁻¹((x − low)/(high − low)) of a box to ℝᵈ, column by column, and its inverse.
+    """The map Φ⁻¹((x − low)/(high − low)) of each column from a box to ℝᵈ, and its inverse.
 
-    Φ is the distribution function of N(0, 1). A uniform prior becomes the reference N(0, I), so a
-    context without information needs no transport. No sample leaves the box.
+    Φ is the distribution function of N(0, 1). The image of a uniform prior is the reference
+    N(0, I), so a context without information needs no transport. All samples lie in the box.
 
     Raises:
-        ValueError: `low` and `high` differ in length, or are not in order.
+        ValueError: `low` and `high` differ in length, or `low` is not below `high`.
     """
 
     low: Tensor
@@ -111,10 +104,10 @@ class BoxScaling(nn.Module):
         self.register_buffer("high", torch.tensor(high, dtype=torch.get_default_dtype()))
 
     def fit(self, x: Float[Tensor, "batch d"], *, name: str = "x") -> "BoxScaling":
-        """The same object: the box is known, but x has to lie in it.
+        """The same object, after a check that x lies in the box.
 
         Raises:
-            ValueError: x has a wrong shape, or entries outside of the box or not finite.
+            ValueError: x has a wrong shape, or entries that are not finite or outside of the box.
         """
         self.checked(x)
         _refuse(~x.isfinite().all(0), name, "NaN or infinite entries: drop or impute those rows")
@@ -122,38 +115,42 @@ class BoxScaling(nn.Module):
         return self
 
     def forward(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """The value Φ⁻¹((x − low)/(high − low)); of x outside, that at the nearest face."""
+        """The value Φ⁻¹((x − low)/(high − low)) at x, or at the nearest face if x is outside."""
         share = (self.checked(x) - self.low) / (self.high - self.low)
-        edge = torch.finfo(x.dtype).eps  # beyond it the inverse would be infinite
+        edge = torch.finfo(x.dtype).eps  # Φ⁻¹ is infinite at 0 and 1
         return torch.special.ndtri(share.clamp(edge, 1 - edge))
 
     def inverse(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """The value low + (high − low) Φ(z)."""
         x = self.low + (self.high - self.low) * torch.special.ndtr(self.checked(z))
-        # rounding may push a point over a face, beyond which there is no density
+        # rounding may move a point across a face, where the density is zero
         return torch.minimum(torch.maximum(x, self.low), self.high)
 
     def transform(self, x: Float[Tensor, "batch d"]) -> Transformed:
-        """The value Φ⁻¹((x − low)/(high − low)), and log |det| of the map; −∞ outside."""
+        """The value z = Φ⁻¹((x − low)/(high − low)), and log |det ∂z/∂x|, or −∞ if x is outside."""
         z = self(x)
         return Transformed(z, torch.where(self._inside(x).all(1), self.log_det(z), -math.inf))
 
     def log_det(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
-        """The value −log N(z; 0, I) − Σ log(high − low), at the points whose images are z."""
+        """The value log |det ∂z/∂x| = −log N(z; 0, I) − Σ log(high − low)."""
         return -standard_normal_log_prob(z) - (self.high - self.low).log().sum()
 
     def checked(self, x: Tensor) -> Tensor:
-        """The same x.
+        """The same x, after a check.
 
         Raises:
             ValueError: x is not (batch, d).
         """
-        if x.dim() != 2 or x.shape[1] != len(self.low):
-            raise ValueError(f"expected shape (batch, {len(self.low)}), got {tuple(x.shape)}")
-        return x
+        return _check_shape(x, len(self.low))
 
     def _inside(self, x: Tensor) -> Tensor:
         return (x >= self.low) & (x <= self.high)
+
+
+def _check_shape(x: Tensor, d: int, name: str = "the tensor") -> Tensor:
+    if x.dim() != 2 or x.shape[1] != d:
+        raise ValueError(f"{name} must have shape (batch, {d}), got {tuple(x.shape)}")
+    return x
 
 
 def _refuse(columns: Tensor, name: str, fault: str) -> None:
@@ -162,19 +159,19 @@ def _refuse(columns: Tensor, name: str, fault: str) -> None:
 
 
 class Sample(NamedTuple):
-    """Points and the logarithm of the density at them."""
+    """Samples, and the log density at each."""
 
     x: Float[Tensor, "batch d"]
     log_prob: Float[Tensor, " batch"]
 
 
-# typing.Self says the same, but cannot be checked at run time
+# typing.Self cannot be checked at run time
 Map = TypeVar("Map", bound="TransportMap")
 
 
 @runtime_checkable
 class Support(Protocol):
-    """The set where a density is known to live, such as the box of a uniform prior."""
+    """A set that contains the data, such as the box of a uniform prior."""
 
     def inside(self, x: Float[Tensor, "batch d"]) -> Bool[Tensor, " batch"]:
         """Where x lies in the set."""
@@ -182,25 +179,25 @@ class Support(Protocol):
 
 
 class Inside(NamedTuple):
-    """Samples that lie in a set, and the share `leakage` of those drawn that did not."""
+    """Samples that lie in a set, and the share `leakage` of draws that do not."""
 
     x: Float[Tensor, "batch d"]
     leakage: float
 
 
 class TransportMap(nn.Module, abc.ABC):
-    """The density of x, or of x given y, by an invertible map to z ~ N(0, I) with z = T(x; y).
+    """The density of x, or of x given y, from an invertible map T(x; y) to z ~ N(0, I).
 
-    With x̄ = (x − mean)/std and the map T of standardized data,
+    If T maps the standardized data x̄ = (x − mean)/std,
 
         log p(x) = log N(z; 0, I) + log |det ∂T/∂x̄| − Σ log std.
 
     Args of the constructor: the dimensions `d` of x and `context_dim` of y; the `box` (low, high)
-    that x is known to lie in, if there is one: then x̄ is that of `BoxScaling`. Without
-    `standardize`, mean 0 and deviation 1 stand in for those of the data.
+    that contains x, if there is one, where `BoxScaling` gives x̄. Without `standardize`, mean 0 and
+    deviation 1 replace those of the data.
     """
 
-    seen: Tensor  # the range of each standardized y that was trained on
+    seen: Tensor  # the range of each standardized y of the training data
 
     def __init__(
         self,
@@ -224,10 +221,10 @@ class TransportMap(nn.Module, abc.ABC):
     def standardize(
         self: Map, x: Float[Tensor, "batch d"], y: Float[Tensor, "batch context"] | None = None
     ) -> Map:
-        """The same map, which has taken mean, deviation and range from the training data."""
+        """The same map, with the means, deviations and ranges of the training data."""
         if (y is None) != (len(self.conditions.mean) == 0):
-            wanted = "(x_train, y_train)" if y is None else "(x_train), or context_dim="
-            raise ValueError(f"the context asks for .standardize{wanted}")
+            fix = ".standardize(x_train, y_train)" if y is None else "no y, or set context_dim="
+            raise ValueError(f"y and the context of the map do not match: use {fix}")
         if y is not None:
             if len(y) != len(x):
                 raise ValueError(f"want one y for each x, got {len(y)} and {len(x)} rows")
@@ -237,25 +234,25 @@ class TransportMap(nn.Module, abc.ABC):
         return self
 
     def given(self: Map, y: Float[Tensor, "batch context"]) -> Map:
-        """The map of p(x | y): the same parameters, with a row of y for each sample, or one.
+        """The map of p(x | y), with the same parameters and one y per sample, or one for all.
 
-        Where y lies outside of the range of the training data, a warning says how far.
+        If y lies outside of the range of the training data, a warning says how far.
 
         Raises:
-            ValueError: y is not (batch, context), or not finite, or nothing was trained.
+            ValueError: y is not (batch, context) or not finite, or `standardize` was not called.
         """
         if not len(self.conditions.mean):
-            raise ValueError("there is no context here: set context_dim= when constructing")
+            raise ValueError("the map has no context: set context_dim= in the constructor")
         context = self.conditions(y)
         _refuse(~y.isfinite().all(0), "the context y", "NaN or infinite entries: drop those rows")
         outside = torch.maximum(self.seen[:, 0] - context, context - self.seen[:, 1])
-        rows = (outside > 1e-3).any(1)  # less than that is what another precision rounds
+        rows = (outside > 1e-3).any(1)  # another precision causes smaller differences
         if bool(rows.any()):
             farthest = outside.amax(0)
             warnings.warn(
                 f"{int(rows.sum())} of {len(y)} contexts lie outside of what was trained on,"
                 f" farthest in column {int(farthest.argmax())}, by {float(farthest.max()):.2g}"
-                " standard deviations: do not trust their density, or train on more",
+                " standard deviations: do not trust their densities, or train on more data",
                 stacklevel=2,
             )
         bound = copy.copy(self)
@@ -276,7 +273,7 @@ class TransportMap(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def sample_with_log_prob(self, n: int, generator: torch.Generator) -> Sample:
-        """The images of n reference points, and log p there."""
+        """The n samples x = T⁻¹(z) with z ~ N(0, I), and log p(x)."""
 
     def log_prob(self, x: Float[Tensor, "batch d"], **how: Any) -> Float[Tensor, " batch"]:
         """The value log p(x), with the options of `transform`."""
@@ -285,26 +282,26 @@ class TransportMap(nn.Module, abc.ABC):
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator, **how: Any) -> Float[Tensor, "{n} d"]:
-        """The images of n reference points, with the options of `inverse`, and no gradient."""
+        """The n samples T⁻¹(z), z ~ N(0, I), without gradients, with the options of `inverse`."""
         return self.inverse(self.reference(n, generator), **how)
 
     def sample_inside(
         self, support: Support, n: int, generator: torch.Generator, *, attempts: int = 100
     ) -> Inside:
-        """The first n samples that lie in the `support`, and the share that did not.
+        """The first n samples that lie in the `support`, and the share of draws that do not.
 
-        The density restricted to the set is the map's density times 1/(1 − leakage).
+        The density restricted to the support is p(x)/(1 − leakage).
 
         Raises:
-            ValueError: attempts·n draws did not bring n samples, or there are several contexts.
+            ValueError: fewer than n of attempts·n draws lie inside, or there are several contexts.
         """
         self._check_single(n)
         kept, drawn = [], 0
-        while sum(map(len, kept)) < n:
+        while (count := sum(map(len, kept))) < n:
             if drawn >= attempts * n:
                 raise ValueError(
-                    f"of {drawn} samples, {sum(map(len, kept))} lie in the support: the map was not"
-                    " trained on data from it, or the context is not like the training data"
+                    f"of {drawn} samples, {count} lie in the support: train on data from it, or"
+                    " give a context like those of the training data"
                 )
             x = self.sample(n, generator)
             kept.append(x[support.inside(x)])
@@ -315,9 +312,9 @@ class TransportMap(nn.Module, abc.ABC):
     def mode(self, n: int, generator: torch.Generator, *, steps: int = 100) -> Float[Tensor, " d"]:
         """The point of largest density that L-BFGS finds from the best of n samples.
 
-        Of a posterior it is the maximum a posteriori estimate, and where the prior is constant that
-        of maximum likelihood, too. In a box, a density that is wider than the uniform one grows
-        without bound towards a face, and a point on the face is returned.
+        For a posterior it is the maximum a posteriori estimate, and for a constant prior also the
+        maximum likelihood estimate. In a box, the density is unbounded at a face if the law of x̄ is
+        wider than N(0, I). The result is then a point on that face.
         """
         self._check_single(n)
         with torch.no_grad():
@@ -327,10 +324,8 @@ class TransportMap(nn.Module, abc.ABC):
         optimizer = torch.optim.LBFGS([z], max_iter=steps, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
-            optimizer.zero_grad()
-            with torch.enable_grad():
-                loss = -self.log_prob(self.data.inverse(z)).sum()
-                (z.grad,) = torch.autograd.grad(loss, z)
+            loss = -self.log_prob(self.data.inverse(z)).sum()
+            (z.grad,) = torch.autograd.grad(loss, z)
             return loss.detach()
 
         optimizer.step(closure)  # pyright: ignore[reportArgumentType]
@@ -341,23 +336,20 @@ class TransportMap(nn.Module, abc.ABC):
             raise ValueError("want n ≥ 1 and one row of context: bind it by .given(y[[i]])")
 
     def reference(self, n: int, generator: torch.Generator) -> Float[Tensor, "{n} d"]:
-        """The n points drawn from N(0, I), on the map's device."""
+        """The n points z ~ N(0, I), on the device of the map."""
         like = next(self.data.buffers())
-        shape = (n, self.d)
-        z = torch.randn(shape, generator=generator, device=generator.device, dtype=like.dtype)
+        z = torch.randn((n, self.d), generator=generator, device=generator.device, dtype=like.dtype)
         return z.to(like)
 
     def context_of(self, n: int) -> Float[Tensor, "{n} context"] | None:
-        """The standardized context, a row for each of n samples, or None where there is none.
+        """The standardized context with n rows, or None if the map has no context.
 
         Raises:
-            ValueError: `given` was not called, or was called with another number of rows.
+            ValueError: `given` was not called, or its y has neither one row nor n.
         """
         y, wanted = self.context, len(self.conditions.mean)
-        if y is None:
-            if wanted:
-                raise ValueError(f"there is a context ({wanted},) here: call .given(y) first")
-            return None
-        if len(y) not in (1, n):
+        if y is None and wanted:
+            raise ValueError(f"the map needs a context ({wanted},): call .given(y) first")
+        if y is not None and len(y) not in (1, n):
             raise ValueError(f"the context has {len(y)} rows for {n} samples: give one, or {n}")
-        return y.expand(n, -1)
+        return None if y is None else y.expand(n, -1)

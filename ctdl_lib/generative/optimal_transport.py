@@ -12,10 +12,10 @@ from ..potentials.potential import Potential
 
 
 class Characteristic(NamedTuple):
-    """A path's position, and what has accumulated along it, one number a sample.
+    """The positions x(t) of paths, and integrals along each path.
 
-    `log_det` is the integral of ∇·v = −ΔΦ, `transport_cost` that of ½‖v‖², `interaction_cost` that
-    of F, and `hjb_residual` that of |∂ₜΦ − ½‖∇Φ‖² + δF/δρ|.
+    The integrands are ∇·v = −ΔΦ (`log_det`), ½‖v‖² (`transport_cost`), F (`interaction_cost`) and
+    |∂ₜΦ − ½‖∇Φ‖² + δF/δρ| (`hjb_residual`).
     """
 
     x: Float[Tensor, "*times batch d"]
@@ -26,7 +26,7 @@ class Characteristic(NamedTuple):
 
 
 class MeanFieldCost(NamedTuple):
-    """The cost of a density at its samples, and its L² derivative δ/δρ there."""
+    """The cost at each sample of a density ρ, and its L² derivative δ/δρ there."""
 
     value: Float[Tensor, " batch"]
     variation: Float[Tensor, " batch"]
@@ -34,9 +34,9 @@ class MeanFieldCost(NamedTuple):
 
 @runtime_checkable
 class MeanFieldGame(Protocol):
-    """The problem of a crowd that moves from a known density so that the sum of its costs is least.
+    """The problem min E[∫ ½‖v‖² + F dt + G(x(1))] subject to ẋ = v and x(0) ~ ρ₀.
 
-    minimise  E[∫ ½‖v‖² + F dt + G]  with x(0) ~ ρ₀ and ẋ = v
+    The costs F and G at a point may depend on the density of the samples there.
     """
 
     def log_initial(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
@@ -46,13 +46,13 @@ class MeanFieldGame(Protocol):
     def interaction(
         self, t: float | Tensor, x: Float[Tensor, "batch d"], log_density: Float[Tensor, " batch"]
     ) -> MeanFieldCost:
-        """The cost F of being at x, where the logarithm of the density is `log_density`."""
+        """The cost F at (t, x), where the log density is `log_density`."""
         ...
 
     def terminal(
         self, x: Float[Tensor, "batch d"], log_density: Float[Tensor, " batch"]
     ) -> MeanFieldCost:
-        """The cost G of ending at x."""
+        """The cost G at the end points x."""
         ...
 
 
@@ -66,7 +66,7 @@ def transport(
 ) -> Characteristic:
     """The characteristics of ẋ = −∇Φ(t, x) from t = 0 to 1 with their costs, by RK4.
 
-    Without a `game` there is no interaction. The density along a path is ρ₀(x(0)) exp(−log_det).
+    Without a `game`, F is zero. The density along a path is ρ₀(x(0)) exp(−log_det).
 
     Reference: onken2021otflow; ruthotto2020machine.
     """
@@ -87,27 +87,22 @@ def transport(
 
 
 def ot_flow(
-    potential: Potential,
-    x: Float[Tensor, "batch d"],
-    *,
-    steps: int,
-    likelihood: float,
-    hjb: float,
+    potential: Potential, x: Float[Tensor, "batch d"], *, steps: int, likelihood: float, hjb: float
 ) -> dict[str, Float[Tensor, ""]]:
-    """The terms of OT-Flow's objective L + α C + β R: transport, likelihood and HJB residual.
+    """The terms L, α C and β R of OT-Flow's objective: transport, likelihood and HJB residual.
 
-    L = E ∫½‖v‖² dt, C = E[−log N(x(1); 0, I) − log_det], R = E ∫|∂ₜΦ − ½‖∇Φ‖²| dt, for samples x
-    of the data and the weights α = `likelihood` > 0 and β = `hjb` ≥ 0.
+    L = E ∫½‖v‖² dt, C = E[−log N(x(1); 0, I) − log_det] and R = E ∫|∂ₜΦ − ½‖∇Φ‖²| dt. The
+    expectations are means over the data x, and the weights are α = `likelihood` and β = `hjb`.
 
     Raises:
-        ValueError: a weight has the wrong sign, or `steps` does not suit `integrate`.
+        ValueError: α is not positive, β is negative, or `integrate` refuses `steps`.
 
     Reference: onken2021otflow.
     """
     if not likelihood > 0 or not hjb >= 0:
         raise ValueError(
             f"likelihood={likelihood} must be positive and hjb={hjb} not negative: without the"
-            " likelihood the best flow stands still"
+            " likelihood, the optimal velocity is zero"
         )
     end = transport(potential, x, steps=steps)
     nll = -standard_normal_log_prob(end.x) - end.log_det
@@ -127,13 +122,14 @@ def mean_field(
     hjb: float,
     terminal_condition: float,
 ) -> dict[str, Float[Tensor, ""]]:
-    """The terms of a mean-field game's objective: its three costs, and two penalties on Φ.
+    """The terms of the objective of a mean-field game: three costs and two penalties.
 
-    The penalties weigh E ∫|∂ₜΦ − ½‖∇Φ‖² + δF/δρ| dt and E|Φ(1, x(1)) − δG/δρ|; both vanish at the
-    solution, so that any weights ≥ 0 have it as their minimiser. x are samples of ρ₀.
+    The penalties are E ∫|∂ₜΦ − ½‖∇Φ‖² + δF/δρ| dt, with the weight `hjb`, and
+    E|Φ(1, x(1)) − δG/δρ|, with the weight `terminal_condition`. Both are zero at the solution,
+    which is the minimiser for all weights ≥ 0. x are samples of ρ₀.
 
     Raises:
-        ValueError: a weight is negative, or `steps` does not suit `integrate`.
+        ValueError: a weight is negative, or `integrate` refuses `steps`.
 
     Reference: ruthotto2020machine.
     """
