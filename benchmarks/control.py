@@ -10,8 +10,8 @@ from torch.func import vjp
 from ctdl_lib.control import ControlProblem, hamiltonian, objective
 from ctdl_lib.potentials import PinnedPotential, Potential, ResNetPotential
 from ctdl_lib.problems.control import obstacle
-from ctdl_lib.problems.radial import LogarithmicTarget
 from ctdl_lib.problems.vehicles import Quadcopter
+from experiments.stochastic_control.radial import LogarithmicTarget
 from machinery.instruments import interleaved_times
 
 # The networks, batches, steps and weights of li2024neural.

@@ -8,7 +8,7 @@ from torchdiffeq import odeint, odeint_adjoint
 
 from ctdl_lib.dynamics import integrate
 from ctdl_lib.networks import MLP
-from ctdl_lib.problems.dynamics import observe, spiral_velocity
+from experiments.neural_odes.problems import observe, spiral_velocity
 from machinery.instruments import interleaved_times
 
 STEPS = 15

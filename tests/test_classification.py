@@ -3,7 +3,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ctdl_lib.problems.classification import annuli, digits, ellipses, peaks, peaks_of, swiss_roll
+from ctdl_lib.problems.classification import digits, ellipses, peaks, peaks_of, swiss_roll
+from experiments.neural_odes.problems import annuli
 
 
 def test_ellipses_lie_in_their_ellipses():

@@ -19,8 +19,8 @@ from ctdl_lib.dynamics import taylor_errors
 from ctdl_lib.metrics import observed_orders
 from ctdl_lib.potentials import AutodiffPotential
 from ctdl_lib.problems.control import LinearQuadratic, Obstacle, obstacle, on_grid
-from ctdl_lib.problems.radial import LogarithmicTarget, best_cost
 from ctdl_lib.references.grids import Grid
+from experiments.stochastic_control.radial import LogarithmicTarget, best_cost
 
 TALL = torch.tensor([[0.3, -0.1], [0.0, 0.4], [0.2, 0.2]], dtype=torch.float64)
 FULL = {"gain": 1.5, "control_cost": 0.6, "horizon": 0.8}

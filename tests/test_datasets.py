@@ -109,12 +109,12 @@ def floats():
 
 
 BROKEN = {
-    "something else": (b"GIF89a..............", None, r"images.* no IDX file of bytes with 3 axes"),
-    "of floats": (floats(), None, r"no IDX file of bytes .*b'\\x00\\x00\\r\\x03'"),
-    "still compressed": (gzip.compress(idx_bytes(IMAGES)), None, "no IDX file"),
-    "images twice": (None, idx_bytes(IMAGES), r"labels.* no IDX file of bytes with 1 axes"),
+    "something else": (b"GIF89a...............", None, r"images.* not an IDX file .* 3 axes"),
+    "of floats": (floats(), None, r"not an IDX file of bytes .*b'\\x00\\x00\\r\\x03'"),
+    "still compressed": (gzip.compress(idx_bytes(IMAGES)), None, "not an IDX file"),
+    "images twice": (None, idx_bytes(IMAGES), r"labels.* not an IDX file of bytes with 1 axes"),
     "labels twice": (idx_bytes(LABELS), None, "images.* with 3 axes"),
-    "two bytes": (bytes(2), None, "no IDX file"),
+    "two bytes": (bytes(2), None, "not an IDX file"),
     "a pixel short": (idx_bytes(IMAGES)[:-1], None, r"images.*\(3, 4, 5\) bytes, but has 59"),
     "a pixel too many": (idx_bytes(IMAGES) + b"0", None, "but has 61"),
     "no pixels": (idx_bytes(IMAGES)[:16], None, "but has 0"),

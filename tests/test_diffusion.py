@@ -25,7 +25,7 @@ from ctdl_lib.metrics import observed_orders
 from ctdl_lib.networks.embeddings import times_like
 from ctdl_lib.potentials import AutodiffPotential
 from ctdl_lib.problems.densities import Mixture
-from ctdl_lib.problems.random_fields import FieldMixture
+from experiments.function_space.random_fields import FieldMixture
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SCHEDULE = Schedule()

@@ -3,7 +3,7 @@ import math
 import torch
 from scipy.integrate import solve_ivp
 
-from ctdl_lib.problems.dynamics import observe, spiral_velocity, van_der_pol
+from experiments.neural_odes.problems import observe, spiral_velocity, van_der_pol
 
 
 def test_the_spiral_is_what_scipy_finds():

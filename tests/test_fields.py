@@ -9,14 +9,11 @@ from scipy import integrate, special
 
 from ctdl_lib.generative import (
     Laplacian,
-    Matern,
-    PixelNoise,
-    SpectralNoise,
     Sum,
-    WhiteNoise,
     resample,
 )
 from ctdl_lib.generative.fields import checked_fields, squared_wave_numbers
+from experiments.function_space.priors import Matern, PixelNoise, SpectralNoise, WhiteNoise
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

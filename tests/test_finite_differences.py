@@ -276,10 +276,10 @@ def run(w=None, times=(1.0, 0.0), grid=LINE, **options):
 BAD = {
     "flat values": (lambda: run(torch.zeros(81), grid=Grid((0.0, 0.0), (1.0, 1.0), 9)), "reshape"),
     "too few": (lambda: run(torch.zeros(8)), r"w has shape \(8,\), the grid \(9,\)"),
-    "rising times": (lambda: run(times=(0.0, 1.0)), "times must fall"),
-    "standing times": (lambda: run(times=(1.0, 0.5, 0.5)), "times must fall"),
-    "one time": (lambda: run(times=(1.0,)), "times must fall"),
-    "no time": (lambda: run(times=()), "times must fall"),
+    "rising times": (lambda: run(times=(0.0, 1.0)), "times must decrease"),
+    "standing times": (lambda: run(times=(1.0, 0.5, 0.5)), "times must decrease"),
+    "one time": (lambda: run(times=(1.0,)), "times must decrease"),
+    "no time": (lambda: run(times=()), "times must decrease"),
 }
 
 

@@ -4,7 +4,7 @@ import torch
 from scipy.sparse import csr_array
 from torch.autograd import gradcheck, gradgradcheck
 
-from ctdl_lib.references.finite_elements import (
+from experiments.pde_control.finite_elements import (
     LinearSystems,
     advection_diffusion,
     load,
@@ -161,5 +161,5 @@ def test_a_right_hand_side_must_fit_and_be_finite():
     with pytest.raises(ValueError, match=r"must end with \(3, 16\)"):
         systems(b[:, :2])
     b[0, 0, 0] = torch.nan
-    with pytest.raises(ValueError, match="not finite; look at the control"):
+    with pytest.raises(ValueError, match="not finite: check the control"):
         systems(b)

@@ -4,8 +4,14 @@ from inspect import unwrap
 import pytest
 import torch
 
-from ctdl_lib.networks import Contraction, InvertibleResNet
-from ctdl_lib.networks.invertible import inverse, log_det, log_det_roulette, log_det_series
+from experiments.neural_odes.invertible import (
+    Contraction,
+    InvertibleResNet,
+    inverse,
+    log_det,
+    log_det_roulette,
+    log_det_series,
+)
 from experiments.stable_architectures.robustness import local_lipschitz
 
 

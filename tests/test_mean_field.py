@@ -11,7 +11,9 @@ from ctdl_lib.dynamics import integrate
 from ctdl_lib.generative import MeanFieldGame, mean_field, transport
 from ctdl_lib.potentials import AutodiffPotential, ResNetPotential
 from ctdl_lib.problems.densities import Mixture
-from ctdl_lib.problems.mean_field import (
+from ctdl_lib.references.grids import Grid
+from experiments.mean_field_games import sinkhorn
+from experiments.mean_field_games.games import (
     EntropicGame,
     crowd_motion,
     gaussian,
@@ -19,9 +21,7 @@ from ctdl_lib.problems.mean_field import (
     on_grid,
     ring_to_gaussian,
 )
-from ctdl_lib.references import sinkhorn
-from ctdl_lib.references.grids import Grid
-from ctdl_lib.references.sinkhorn import scaled_paths
+from experiments.mean_field_games.sinkhorn import scaled_paths
 
 
 def stretched(d=3, lam=3.0):

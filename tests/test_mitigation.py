@@ -144,7 +144,7 @@ def test_sources_lie_in_the_basin():
 
 
 def test_a_control_must_be_a_number(problem):
-    with pytest.raises(ValueError, match="not finite; look at the control"):
+    with pytest.raises(ValueError, match="not finite: check the control"):
         rollout(problem, lambda t, x: x[:, :1] * torch.nan, problem.start, steps=10)
 
 

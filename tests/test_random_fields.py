@@ -8,16 +8,14 @@ from scipy.integrate import solve_ivp
 
 from ctdl_lib.generative import (
     Laplacian,
-    Matern,
-    PixelNoise,
     Schedule,
-    SpectralNoise,
     Sum,
     perturb,
     resample,
 )
 from ctdl_lib.metrics import observed_orders
-from ctdl_lib.problems.random_fields import FieldMixture, ReactionDiffusion
+from experiments.function_space.priors import Matern, PixelNoise, SpectralNoise
+from experiments.function_space.random_fields import FieldMixture, ReactionDiffusion
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SCHEDULE = Schedule()

@@ -1,4 +1,4 @@
-"""Every reference in a docstring of the library is in the book's bibliography."""
+"""Every reference in a docstring of the library or the experiments is in the bibliography."""
 
 import re
 
@@ -15,7 +15,8 @@ REQUIRED = ("title", "year")
 def test_references_in_docstrings_are_in_the_bibliography():
     unknown = [
         f"{path.relative_to(chapters.ROOT)}: {line}"
-        for path in sorted((chapters.ROOT / "ctdl_lib").rglob("*.py"))
+        for folder in (chapters.ROOT / "ctdl_lib", chapters.BOOK / "experiments")
+        for path in sorted(folder.rglob("*.py"))
         for line in REFERENCE.findall(path.read_text("utf-8"))
         if not (keys := KEY.findall(line)) or any(key not in ENTRIES for key in keys)
     ]

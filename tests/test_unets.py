@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ctdl_lib.networks import FNO, UNet
+from ctdl_lib.networks import FNO
+from experiments.function_space.unets import UNet
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -17,7 +17,7 @@ from .diffusion import (
     reverse_sde,
     sample_sde,
 )
-from .fields import Laplacian, Matern, PixelNoise, SpectralNoise, Sum, WhiteNoise, resample
+from .fields import Laplacian, Sum, resample
 from .flows import Flow, flow_matching
 from .maps import BoxScaling, Sample, Standardization, TransportMap
 from .optimal_transport import MeanFieldCost, MeanFieldGame, mean_field, ot_flow, transport
@@ -28,19 +28,15 @@ __all__ = [
     "Denoiser",
     "Flow",
     "Laplacian",
-    "Matern",
     "MeanFieldCost",
     "MeanFieldGame",
-    "PixelNoise",
     "ProbabilityFlow",
     "Sample",
     "Schedule",
     "Score",
-    "SpectralNoise",
     "Standardization",
     "Sum",
     "TransportMap",
-    "WhiteNoise",
     "denoising",
     "flow_matching",
     "mean_field",

@@ -102,32 +102,6 @@ class Covariance(abc.ABC):
 
 
 @dataclass(frozen=True)
-class PixelNoise(Covariance):
-    """Independent pixels of variance `level` on every grid: λₖ = level/n².
-
-    It is not the restriction of a covariance on L² to a grid: each eigenvalue tends to zero as
-    n → ∞.
-    """
-
-    level: float = 1.0
-
-    def spectrum(self, n: int) -> Float[Tensor, "{n} {n}"]:
-        """The eigenvalues level/n²."""
-        return torch.full((n, n), self.level / n**2, dtype=torch.float64)
-
-
-@dataclass(frozen=True)
-class WhiteNoise(Covariance):
-    """The operator Q = level·I, which is not trace class: the variance of a pixel is level·n²."""
-
-    level: float = 1.0
-
-    def spectrum(self, n: int) -> Float[Tensor, "{n} {n}"]:
-        """The eigenvalues `level`."""
-        return torch.full((n, n), self.level, dtype=torch.float64)
-
-
-@dataclass(frozen=True)
 class Laplacian(Covariance):
     """The operator Q ∝ (−Δ)⁻ˢ, λₖ = level·|k|⁻²ˢ and λ₀ = level·mean, trace class if s > 1.
 
@@ -144,66 +118,7 @@ class Laplacian(Covariance):
         """The eigenvalues level·|k|⁻²ˢ."""
         decay = squared_wave_numbers(n) ** -self.s
         decay[0, 0] = self.mean  # instead of 0⁻ˢ
-        return self.level * decay * _multiplicity(n)
-
-
-@dataclass(frozen=True)
-class Matern(Covariance):
-    """The operator Q ∝ (κ² − Δ/4π²)⁻ˢ, λₖ = level·(κ² + |k|²)⁻ˢ, trace class if s > 1.
-
-    The correlation length is about 1/κ. Q is also named after Bessel.
-
-    Reference: hagemann2023multilevel.
-    """
-
-    s: float
-    kappa: float
-    level: float = 1.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.kappa == 0:
-            raise ValueError("kappa must be positive; κ = 0 is Laplacian(s)")
-
-    def spectrum(self, n: int) -> Float[Tensor, "{n} {n}"]:
-        """The eigenvalues level·(κ² + |k|²)⁻ˢ."""
-        decay = (self.kappa**2 + squared_wave_numbers(n)) ** -self.s
-        return self.level * decay * _multiplicity(n)
-
-
-@dataclass(frozen=True)
-class SpectralNoise(Covariance):
-    """White noise after a spectral convolution with random weights, λₖ = level·½(|Rₖ|² + |R₋ₖ|²).
-
-    The weights for |k₁|, |k₂| ≤ `modes` are the published Rₖ = 0.2 + 0.8 U + 0.8 i V, where `seed`
-    determines U and V, uniform in [0, 1]. All other weights are zero. The mean over ±k makes the
-    fields real. The phases of Rₖ have no effect, because those of the noise are uniform.
-
-    Reference: hagemann2023multilevel.
-    """
-
-    modes: int
-    seed: int = 0
-    level: float = 1.0
-
-    def spectrum(self, n: int) -> Float[Tensor, "{n} {n}"]:
-        """The eigenvalues level·½(|Rₖ|² + |R₋ₖ|²).
-
-        Raises:
-            ValueError: n < 2·modes.
-        """
-        m = self.modes
-        if n < 2 * m:
-            raise ValueError(f"a grid of n = {n} is too small for {m} modes: take n ≥ {2 * m}")
-        generator = torch.Generator().manual_seed(self.seed)
-        U, V = torch.rand(2, 2 * m + 1, 2 * m + 1, generator=generator, dtype=torch.float64)
-        weights = (0.2 + 0.8 * U) ** 2 + (0.8 * V) ** 2
-        weights = (weights + weights.flip(0, 1)) / 2  # a real field has λ₋ₖ = λₖ
-        k = torch.arange(-m, m + 1) % n
-        full = torch.zeros(n, n, dtype=torch.float64)
-        # if n = 2·modes, the wave numbers ±n/2 coincide on the grid
-        full.index_put_((k[:, None], k[None, :]), weights, accumulate=True)
-        return self.level * full
+        return self.level * decay * multiplicity(n)
 
 
 @dataclass(frozen=True)
@@ -227,6 +142,14 @@ def squared_wave_numbers(n: int) -> Float[Tensor, "{n} {n}"]:
     """The values |k|² = k₁² + k₂² in the order of `torch.fft.fft2`."""
     k = torch.fft.fftfreq(n, 1 / n, dtype=torch.float64)
     return k[:, None] ** 2 + k**2
+
+
+def multiplicity(n: int) -> Float[Tensor, "{n} {n}"]:
+    """The number of wave numbers that coincide with k on the grid: per axis, 2 for ±n/2, else 1."""
+    twice = torch.ones(n, dtype=torch.float64)
+    if n % 2 == 0:
+        twice[n // 2] = 2.0
+    return twice[:, None] * twice
 
 
 def resample(u: Field, n: int) -> Float[Tensor, "batch {n} {n}"]:
@@ -279,11 +202,3 @@ def _multiplied(u: Field, factor: Tensor) -> Field:
     n = u.shape[-1]
     half = factor[:, : n // 2 + 1].to(u)  # the wave numbers that rfft2 keeps
     return torch.fft.irfft2(half * torch.fft.rfft2(u), s=(n, n))
-
-
-def _multiplicity(n: int) -> Tensor:
-    """The number of wave numbers that coincide with k on the grid: per axis, 2 for ±n/2, else 1."""
-    twice = torch.ones(n, dtype=torch.float64)
-    if n % 2 == 0:
-        twice[n // 2] = 2.0
-    return twice[:, None] * twice

@@ -1,31 +1,25 @@
 """Networks for the slides on ResNets, stable architectures and neural ODEs.
 
 Read `resnets` first: its class `ResNet` can have every layer of the slides, and `architectures`
-lists these layers and their time-stepping schemes. `neural_odes` integrates a velocity adaptively,
-and `invertible` bounds the Lipschitz constant of each layer. `mlps`, `operators` and `unets` have
-the velocities and scores of the chapters on generative models.
+lists these layers and their time-stepping schemes. `neural_odes` integrates a velocity adaptively.
+`mlps` and `operators` have the velocities and scores of the chapters on generative models.
 """
 
 from .architectures import antisymmetric_field
 from .embeddings import time_features
-from .invertible import Contraction, InvertibleResNet
 from .mlps import MLP, ConcatSquash
 from .neural_odes import NeuralODE
 from .operators import FNO, SpectralConv
 from .resnets import Control, ResNet, tikhonov, time_smoothness
-from .unets import UNet
 
 __all__ = [
     "FNO",
     "MLP",
     "ConcatSquash",
-    "Contraction",
     "Control",
-    "InvertibleResNet",
     "NeuralODE",
     "ResNet",
     "SpectralConv",
-    "UNet",
     "antisymmetric_field",
     "tikhonov",
     "time_features",

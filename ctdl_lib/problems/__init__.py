@@ -1,4 +1,5 @@
-"""Problems as mathematics: data sets, densities, equations, without networks, plots or training.
+"""Problems that the chapters solve: data sets, densities and control problems.
 
-Where a closed form exists, the problem ships it as a `Potential`. Import from the modules.
+They contain no networks, plots or training. If a value function is known, the problem returns it as
+a `Potential`. Import from the modules.
 """

@@ -1,4 +1,4 @@
-"""Data sets for supervised classification: three in the plane, and scikit-learn's digits."""
+"""Data sets for supervised classification: sets in the plane, and the digits of scikit-learn."""
 
 import math
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from torch import Tensor
 
 
 class Samples(NamedTuple):
-    """Features and labels 0, 1, … of the same samples."""
+    """The features and the label 0, 1, … of each sample."""
 
     y: Float[Tensor, "batch features"]
     label: Int[Tensor, " batch"]
 
     def to(self, device: str | torch.device) -> "Samples":
-        """The samples on a device."""
+        """The samples on the given device."""
         return Samples(self.y.to(device), self.label.to(device))
 
 
 @dataclass(frozen=True)
 class Classification:
-    """Samples to learn from and samples to judge by, of `classes` classes."""
+    """A data set with `classes` classes, in training samples and validation samples."""
 
     name: str
     classes: int
@@ -31,9 +31,9 @@ class Classification:
     val: Samples
 
     def without_val(self, seed: int, *, fraction: float = 0.2) -> "Classification":
-        """The problem of the training samples alone, a `fraction` of them kept as new `val`.
+        """The data set of the training samples, of which a `fraction` becomes the new `val`.
 
-        Settings chosen on it have not seen the old `val`, which can then judge them.
+        Settings chosen with it do not depend on the old `val`, which can then test them.
         """
         rows = torch.randperm(len(self.train.y), generator=torch.Generator().manual_seed(seed))
         n = round(fraction * len(rows))
@@ -42,9 +42,9 @@ class Classification:
 
 
 def ellipses(seed: int, *, train: int = 1000, val: int = 200) -> Classification:
-    """The points (r cos φ, 0.4 r sin φ), class 1 where r < 1 and class 0 where 1 < r < 2.
+    """The points (r cos φ, 0.4 r sin φ) of class 1 for r < 1 and of class 0 for 1 < r < 2.
 
-    `train` and `val` count samples of each class; r and φ are uniform.
+    r and φ are uniformly distributed. `train` and `val` are the numbers of samples per class.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -59,10 +59,10 @@ def ellipses(seed: int, *, train: int = 1000, val: int = 200) -> Classification:
 
 
 def swiss_roll(nodes: int = 256) -> Classification:
-    """Two spirals (r cos φ, r sin φ), φ ∈ [0, 4π], by turns for training and validation.
+    """Two spirals (r cos φ, r sin φ), φ ∈ [0, 4π], without noise.
 
-    The radius of class 1 grows from 0 to 1, that of class 0 from 0.2 to 1.2. They are sampled
-    without noise at 2·nodes + 1 angles.
+    The radius r grows linearly from 0 to 1 for class 1 and from 0.2 to 1.2 for class 0. Each spiral
+    has 2·nodes + 1 points, which alternate between training and validation.
     """
     n = 2 * nodes + 1
     angle = torch.linspace(0, 4 * math.pi, n, dtype=torch.float64)
@@ -79,13 +79,14 @@ def swiss_roll(nodes: int = 256) -> Classification:
 
 
 def peaks(seed: int, *, train: int = 1000, val: int = 400, grid: int = 256) -> Classification:
-    """The nodes of a grid on [−3, 3]², in five classes by the level of the function `peaks_of`.
+    """The nodes of a grid on [−3, 3]², in five classes by the value of the function `peaks_of`.
 
-    The levels have equal widths; each class has `train` and `val` samples, drawn from its nodes
-    without replacement, so that no validation point has been seen in training.
+    The classes divide the range of the function into five intervals of equal length. Each class has
+    `train` and `val` samples, which are drawn from its nodes without replacement, so training and
+    validation have no point in common.
 
     Raises:
-        ValueError: a class has fewer nodes than samples are asked for.
+        ValueError: a class has fewer than `train` + `val` nodes.
     """
     generator = torch.Generator().manual_seed(seed)
     axis = torch.linspace(-3, 3, grid, dtype=torch.float64)
@@ -97,7 +98,7 @@ def peaks(seed: int, *, train: int = 1000, val: int = 400, grid: int = 256) -> C
     for k in range(5):
         nodes = torch.nonzero(level == k).flatten()
         if len(nodes) < train + val:
-            raise ValueError(f"class {k} has {len(nodes)} nodes, {train + val} wanted: raise grid")
+            raise ValueError(f"class {k} has {len(nodes)} of {train + val} nodes: raise grid")
         chosen.append(nodes[torch.randperm(len(nodes), generator=generator)[: train + val]])
     first = torch.cat([nodes[:train] for nodes in chosen])
     last = torch.cat([nodes[train:] for nodes in chosen])
@@ -116,30 +117,12 @@ def peaks_of(y: Float[Tensor, "batch 2"]) -> Float[Tensor, " batch"]:
     )
 
 
-def annuli(seed: int, *, inner: int = 500, outer: int = 1500) -> Classification:
-    """The points r (cos φ, sin φ), class 1 where 0 < r < ½ and class 0 where 1 < r < 3/2.
-
-    `inner` and `outer` count training samples; a fifth as many validate. r and φ are uniform.
-
-    Reference: dupont2019augmented.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(inside: int, outside: int) -> Samples:
-        n = inside + outside
-        r = 0.5 * torch.rand(n, generator=generator)
-        r[inside:] += 1
-        angle = 2 * math.pi * torch.rand(n, generator=generator)
-        y = torch.stack([r * angle.cos(), r * angle.sin()], 1)
-        return Samples(y, (torch.arange(n) < inside).long())
-
-    return Classification("annuli", 2, draw(inner, outer), draw(inner // 5, outer // 5))
-
-
 def digits(seed: int, *, fraction: float = 0.2) -> Classification:
-    """The 1,797 handwritten digits of 8×8 pixels in [0, 1], a stratified `fraction` kept aside.
+    """The 1,797 handwritten digits of scikit-learn, 8×8 pixels with values in [0, 1].
 
-    Reference: pedregosa2011scikit (the data ship with scikit-learn; nothing is downloaded).
+    A stratified `fraction` of them is for validation. Nothing is downloaded.
+
+    Reference: pedregosa2011scikit.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split

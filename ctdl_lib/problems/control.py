@@ -1,4 +1,4 @@
-"""Control with a quadratic cost and a drift b u, alone and round a hill."""
+"""Control problems with the drift b u and quadratic costs, with and without an obstacle."""
 
 import math
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ from ..references.grids import Grid
 class LinearQuadratic:
     """The problem dx = b u dt + σ dW with L = ½ r‖u‖² and G = ½ m‖x − target‖².
 
-    Args of the constructor: the `target` in Rᵈ, the number b (`gain`), the weights r
-    (`control_cost`) and m (`weight`), σ (`diffusion`), a number or a matrix, and T (`horizon`).
+    Args of the constructor: the `target` in ℝᵈ; the number b (`gain`); the weights r
+    (`control_cost`) and m (`weight`); σ (`diffusion`), a number or a matrix; T (`horizon`).
 
     Raises:
-        ValueError: a weight or the horizon is not positive.
+        ValueError: a weight or the horizon is not positive, or b is zero.
     """
 
     target: Float[Tensor, " d"]
@@ -39,36 +39,36 @@ class LinearQuadratic:
         if not all(number > 0 for number in positive):
             raise ValueError(
                 f"weight={self.weight}, control_cost={self.control_cost} and"
-                f" horizon={self.horizon} must be positive, gain={self.gain} not zero"
+                f" horizon={self.horizon} must be positive, and gain={self.gain} must not be zero"
             )
 
     def drift(
         self, t: Time, x: Float[Tensor, "batch d"], u: Float[Tensor, "batch d"]
     ) -> Float[Tensor, "batch d"]:
-        """The value b u."""
+        """The drift b u."""
         return self.gain * u
 
     def running_cost(
         self, t: Time, x: Float[Tensor, "batch d"], u: Float[Tensor, "batch d"]
     ) -> Float[Tensor, " batch"]:
-        """The value ½ r‖u‖²."""
+        """The running cost ½ r‖u‖²."""
         return 0.5 * self.control_cost * u.square().sum(-1)
 
     def terminal_cost(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
-        """The value ½ m‖x − target‖²."""
+        """The terminal cost ½ m‖x − target‖²."""
         return 0.5 * self.weight * (x - self.target.to(x)).square().sum(-1)
 
     def optimal_control(
         self, t: Time, x: Float[Tensor, "batch d"], p: Float[Tensor, "batch d"]
     ) -> Float[Tensor, "batch d"]:
-        """The control −(b/r) p."""
+        """The optimal control −(b/r) p."""
         return -self.gain / self.control_cost * p
 
     def value(self) -> Potential:
-        """The value function ½ P(t)‖x − target‖² + κ(t), exact.
+        """The exact value function ½ P(t)‖x − target‖² + κ(t).
 
-        With τ = T − t and k = b²/r, P = 1/(1/m + kτ) and κ = tr(σσᵀ)/(2k) log(1 + kmτ): P solves
-        the Riccati equation Ṗ = kP², P(T) = m, and −κ̇ = ½ tr(σσᵀ) P.
+        With τ = T − t and k = b²/r, P = 1/(1/m + kτ) and κ = tr(σσᵀ)/(2k) log(1 + kmτ). P solves
+        the Riccati equation Ṗ = kP², P(T) = m, and κ satisfies −κ̇ = ½ tr(σσᵀ) P.
         """
         return _Quadratic(self)
 
@@ -81,7 +81,7 @@ class _Quadratic(Potential):
         self.problem, self.k = problem, problem.gain**2 / problem.control_cost
 
     def _parts(self, t: Time, x: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
-        """The vector z = x − target, P and κ at (t, x), and the noise ½ tr(σσᵀ)."""
+        """The vector z = x − target, P and κ at (t, x), and the number ½ tr(σσᵀ)."""
         left = self.problem.horizon - times_like(t, x)
         P = 1 / (1 / self.problem.weight + self.k * left)
         noise = 0.5 * noise_trace(self.problem.diffusion, x.shape[1])
@@ -94,7 +94,7 @@ class _Quadratic(Potential):
         return 0.5 * P * z.square().sum(-1) + kappa
 
     def gradient(self, t: Time, x: Float[Tensor, "batch d"]) -> Gradient:
-        """The value Φ, ∂ₜΦ and ∇ₓΦ, in closed form."""
+        """The values Φ, ∂ₜΦ and ∇ₓΦ in closed form."""
         z, P, kappa, noise = self._parts(t, x)
         half = 0.5 * P * z.square().sum(-1)
         return Gradient(half + kappa, self.k * P * half - noise * P, P[:, None] * z)
@@ -102,13 +102,13 @@ class _Quadratic(Potential):
     def derivatives(
         self, t: Time, x: Float[Tensor, "batch d"], sigma: Sigma | None = None
     ) -> Derivatives:
-        """The value Φ, ∂ₜΦ, ∇ₓΦ and ΔₓΦ, or tr(σσᵀ∇ₓ²Φ), in closed form."""
+        """The values Φ, ∂ₜΦ, ∇ₓΦ and ΔₓΦ, or tr(σσᵀ∇ₓ²Φ), in closed form."""
         _, P, _, _ = self._parts(t, x)
         return Derivatives(*self.gradient(t, x), P * noise_trace(sigma, x.shape[1]))
 
 
 def noise_trace(sigma: Sigma | None, d: int) -> float:
-    """The number tr(σσᵀ), for σ a number, a matrix or (None) the identity."""
+    """The number tr(σσᵀ) for a number or matrix σ, and d for None, the identity."""
     if isinstance(sigma, Tensor) and sigma.dim():
         return float(sigma.square().sum())
     return d * float(1.0 if sigma is None else sigma) ** 2
@@ -116,9 +116,11 @@ def noise_trace(sigma: Sigma | None, d: int) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Obstacle:
-    """The problem dx = u dt + σ dW in the plane, round a hill: L = ½‖u‖² + q N(x; 0, s I).
+    """The problem dx = u dt + σ dW in ℝ² with L = ½‖u‖² + q N(x; 0, s I), G = ½ m‖x − target‖².
 
-    G = ½ m‖x − target‖². The parts without the hill are those of `linear_quadratic`.
+    The obstacle q N(x; 0, s I) is added to the running cost of `linear_quadratic`.
+
+    Args of the constructor: the problem `linear_quadratic`; q (`height`); s (`variance`).
 
     Reference: li2024neural, section 4.1.
     """
@@ -138,35 +140,37 @@ class Obstacle:
         return self.linear_quadratic.horizon
 
     def hill(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
-        """The value q N(x; 0, s I)."""
+        """The cost q N(x; 0, s I) of the obstacle."""
         peak = self.height / (2 * math.pi * self.variance)
         return peak * torch.exp(-0.5 / self.variance * x.square().sum(-1))
 
     def drift(
         self, t: Time, x: Float[Tensor, "batch d"], u: Float[Tensor, "batch d"]
     ) -> Float[Tensor, "batch d"]:
-        """The value u."""
+        """The drift u."""
         return self.linear_quadratic.drift(t, x, u)
 
     def running_cost(
         self, t: Time, x: Float[Tensor, "batch d"], u: Float[Tensor, "batch d"]
     ) -> Float[Tensor, " batch"]:
-        """The value ½‖u‖² + q N(x; 0, s I)."""
+        """The running cost ½‖u‖² + q N(x; 0, s I)."""
         return self.linear_quadratic.running_cost(t, x, u) + self.hill(x)
 
     def terminal_cost(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
-        """The value ½ m‖x − target‖²."""
+        """The terminal cost ½ m‖x − target‖²."""
         return self.linear_quadratic.terminal_cost(x)
 
     def optimal_control(
         self, t: Time, x: Float[Tensor, "batch d"], p: Float[Tensor, "batch d"]
     ) -> Float[Tensor, "batch d"]:
-        """The control −p."""
+        """The optimal control −p."""
         return self.linear_quadratic.optimal_control(t, x, p)
 
 
 def obstacle(*, noise: float = 1.0) -> Obstacle:
-    """The published problem: σ = `noise`·[[0.2, −0.4], [−0.4, 0.2]], m = 100, target (1.5, 1.5).
+    """The published problem, with σ = `noise`·[[0.2, −0.4], [−0.4, 0.2]].
+
+    The weight is m = 100 and the target (1.5, 1.5).
 
     Reference: li2024neural, section 4.1.
     """
@@ -176,10 +180,11 @@ def obstacle(*, noise: float = 1.0) -> Obstacle:
 
 
 def on_grid(problem: Obstacle, grid: Grid, *, times: int) -> Potential:
-    """The value function by finite differences, kept at that many equal steps of time; float64.
+    """The value function Φ by finite differences in double precision.
 
-    What is solved for is the part w = Φ − K that the hill adds to the linear–quadratic K, without
-    the steep terminal cost; between the nodes w/(T − t) is cubic in x and linear in t.
+    The solver computes w = Φ − K, where K is the value function without the obstacle; w is zero at
+    time T, while K contains the steep terminal cost. w is stored after each of `times` equal time
+    steps, and w/(T − t) is interpolated by cubic polynomials in x and linearly in t.
     """
     known, sigma = problem.linear_quadratic.value(), problem.diffusion
     S = torch.as_tensor(sigma, dtype=torch.float64)
@@ -194,13 +199,13 @@ def on_grid(problem: Obstacle, grid: Grid, *, times: int) -> Potential:
     fallen = t.flip(0).tolist()
     w = hamilton_jacobi(rate, w, grid, fallen, covariance=S if S.any() else None).flip(0)
     shares = w[:-1] / (problem.horizon - t[:-1]).reshape(-1, 1, 1)
-    end = problem.hill(x).reshape(1, *grid.shape)  # its limit: −∂ₜw at T
+    end = problem.hill(x).reshape(1, *grid.shape)  # w/(T − t) tends to −∂ₜw(T), which is the hill
     table = AutodiffPotential(_Table(grid, problem.horizon, torch.cat([shares, end])))
     return PinnedPotential(known, table, horizon=problem.horizon)
 
 
 class _Table(nn.Module):
-    """A function of (t, x) from its values at equal steps of time on a grid."""
+    """A function of (t, x), interpolated from its values at equal time steps on a grid."""
 
     values: Tensor
 

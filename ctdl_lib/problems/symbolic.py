@@ -1,4 +1,4 @@
-"""The vehicles once more, in CasADi's symbols: for reference optima without noise."""
+"""The deterministic problems of `vehicles` in CasADi symbols, for direct transcription."""
 
 import casadi as ca
 import numpy as np
@@ -8,7 +8,7 @@ from .vehicles import Corridor, Quadcopter
 
 
 def quadcopter(problem: Quadcopter) -> SymbolicProblem:
-    """The quadcopter without noise."""
+    """The problem of the quadcopter without noise."""
     gravity = ca.DM([0, 0, problem.gravity])
 
     def drift(x: Symbol, u: Symbol) -> Symbol:
@@ -33,7 +33,7 @@ def quadcopter(problem: Quadcopter) -> SymbolicProblem:
 
 
 def corridor(problem: Corridor) -> SymbolicProblem:
-    """The corridor, where the agents must also stay 2r apart."""
+    """The problem of the corridor, with the constraint that the agents keep the distance 2r."""
     target, s = problem.target.numpy(), problem.variance
 
     def hills(x: Symbol) -> Symbol:

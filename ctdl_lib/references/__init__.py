@@ -1,5 +1,6 @@
-"""Solvers that only check: grids, finite differences, finite elements, Sinkhorn, transcription.
+"""Reference solvers, with which the chapters and the tests check the algorithms of the talk.
 
-No algorithm of the talk needs them. They give the chapters and the tests a second answer. Import
-from the modules: each brings its own heavy library (scikit-fem, CasADi) only when it is used.
+The algorithms themselves do not use them. `advection` and `finite_differences` solve equations on
+`grids`, and `transcription` solves control problems with CasADi. Import from the modules, so that
+CasADi is loaded only where it is needed.
 """

@@ -1,7 +1,7 @@
-"""Transport equations ∂ₜu + v·∇u = 0 and ∂ₜρ + ∇·(ρv) = 0, on a grid and by characteristics.
+"""Solvers for ∂ₜu + v·∇u = 0 and ∂ₜρ + ∇·(ρv) = 0, on a grid and by characteristics.
 
-As in `integrate`, the direction is that of the given times: from t₀ to t₁, forward or backward. A
-classifier goes backward, from u(T, x) = Wx + μ to u(0, x); the talk's time is T − t.
+As in `integrate`, the equation is solved from t₀ to t₁, which may be forward or backward in time. A
+classifier is solved backward, from u(T, x) = Wx + μ to u(0, x). The talk uses the time T − t.
 """
 
 import math
@@ -29,10 +29,10 @@ def characteristics(
 ) -> Tensor:
     """The solution u(t₁, x) = u(t₀, X(t₀)) of ∂ₜu + v·∇u = 0, with Ẋ = v(t, X) and X(t₁) = x.
 
-    With t₀ = T, t₁ = 0, Euler's method and as many steps as layers, this is a ResNet.
+    With t₀ = T, t₁ = 0, Euler's method and one step per layer, the solution is a ResNet.
 
     Args:
-        u: the function of x that u is at t₀.
+        u: the function x ↦ u(t₀, x).
 
     Reference: li2017deep.
     """
@@ -51,13 +51,14 @@ def semi_lagrangian(
 ) -> Float[Tensor, "*shape"]:
     """The values u(t₁) on the grid of ∂ₜu + v·∇u = 0, by uₖ₊₁(x) = uₖ(X(tₖ)), X(tₖ₊₁) = x.
 
-    The foot X(tₖ) of each characteristic is one step of `method` away, and uₖ is interpolated
-    there by cubics. No step is too long to be stable in the interior. The error is of order 2 with
-    "midpoint", where steps and spacing shrink together. Feet outside the box see the linear
-    extrapolation of `interpolate`: trust only nodes whose characteristics stay inside.
+    One step of `method` computes the foot X(tₖ) of each characteristic, and uₖ is interpolated
+    there by cubic polynomials. In the interior the scheme is stable for all step sizes. With
+    "midpoint" the error is of order 2 if the step size is proportional to the spacing. If a foot
+    lies outside the box, `interpolate` extrapolates linearly, so values are accurate only at nodes
+    whose characteristics stay inside.
 
     Raises:
-        ValueError: u does not fit the grid, or an argument does not suit `integrate`.
+        ValueError: the shape of u is not that of the grid, or `integrate` refuses an argument.
 
     Reference: staniforth1991semilagrangian.
     """
@@ -74,7 +75,8 @@ def interpolate(
 ) -> Float[Tensor, " batch"]:
     """The values at x of the cubic polynomials through the 4ᵈ nodes around each x.
 
-    Outside the box, 2u(c) − u(2c − x) with c the nearest point of the box: exact where u is linear.
+    Outside the box, the value is 2u(c) − u(2c − x), where c is the point of the box nearest to x.
+    It is exact if u is linear.
     """
     _check(u, grid)
     low, high = (torch.tensor(end, dtype=x.dtype, device=x.device) for end in (grid.low, grid.high))
@@ -88,7 +90,7 @@ def interpolate(
 
 def _cubic(u: Tensor, grid: Grid, x: Tensor, low: Tensor) -> Tensor:
     s = (x - low) / torch.tensor(grid.spacing, dtype=x.dtype, device=x.device)
-    # At the rim the four nodes lie to one side, so that the order is the same everywhere.
+    # Near the boundary the four nodes lie on one side of x, and the order is the same.
     first = (s.floor().long() - 1).clamp(0, grid.nodes - 4)
     s = s - first
     a, b, c = s - 1, s - 2, s - 3
@@ -96,7 +98,7 @@ def _cubic(u: Tensor, grid: Grid, x: Tensor, low: Tensor) -> Tensor:
     strides, flat = u.contiguous().stride(), u.flatten()
 
     def contract(axis: int, index: Tensor) -> Tensor:
-        """Sum over the nodes along this axis and the next ones: only gathers number 4ᵈ."""
+        """The sum over the nodes along this axis and the following ones."""
         if axis == x.shape[1]:
             return flat[index]
         nodes = ((k, contract(axis + 1, index + k * strides[axis])) for k in range(4))
@@ -110,13 +112,14 @@ def upwind(
 ) -> Float[Tensor, "*shape"]:
     """The values u(t₁) on the grid of ∂ₜu + v·∇u = 0, by uₖ₊₁ = uₖ − Δt Σᵢ(vᵢ⁺Dᵢ⁻ + vᵢ⁻Dᵢ⁺)uₖ.
 
-    D⁻ and D⁺ are the differences towards the neighbour below and above; backward in time they
-    change roles. The error is of order 1. Beyond the box u goes on linearly: trust only nodes whose
-    characteristics stay inside. Where none enters the box, max u and min u never spread.
+    D⁻ and D⁺ are the differences with the lower and the upper neighbour. Backward in time they
+    change roles. The error is of order 1. Outside the box, u is extrapolated linearly, so values
+    are accurate only at nodes whose characteristics stay inside. If no characteristic enters the
+    box, max u does not increase and min u does not decrease.
 
     Raises:
-        ValueError: u does not fit the grid, or |Δt| Σᵢ|vᵢ|/hᵢ exceeds 1 at a node: then the scheme
-            would be unstable; the message names a number of steps that is enough.
+        ValueError: the shape of u is not that of the grid, or |Δt| Σᵢ|vᵢ|/hᵢ exceeds 1 at a node.
+            The scheme would then be unstable; the message gives a sufficient number of steps.
     """
     x = grid.points(dtype=u.dtype, device=u.device)
     _check(u, grid)
@@ -148,12 +151,12 @@ def continuity(
 ) -> Float[Tensor, "*shape"]:
     """The cell means ρ(t₁) of ∂ₜρ + ∇·(ρv) = 0, by upwind fluxes through the faces of the cells.
 
-    The cells are boxes around the nodes, and nothing leaves the outermost: Σρ stays what it is up
-    to round-off, and ρ ≥ 0 stays so. The error is of order 1.
+    The cells are boxes around the nodes, and there is no flux through the outer boundary. Up to
+    rounding errors, Σρ is constant, and ρ ≥ 0 if it is so at t₀. The error is of order 1.
 
     Raises:
-        ValueError: rho does not fit the grid, or in one step more would leave a cell than is in it;
-            the message names a number of steps that is enough.
+        ValueError: the shape of rho is not that of the grid, or in one step more mass would leave a
+            cell than it contains. The message gives a sufficient number of steps.
     """
     _check(rho, grid)
     sign = math.copysign(1.0, t1 - t0)
@@ -170,7 +173,10 @@ def continuity(
 
 
 def _face_speeds(v: Velocity, grid: Grid, like: Tensor, t: float) -> list[Tensor]:
-    """The speeds through the faces normal to each axis in cells a time, zero on the outer faces."""
+    """The normal speeds on the faces, in cells per unit of time, for each axis.
+
+    They are zero on the outer faces.
+    """
     speeds = []
     for i, h in enumerate(grid.spacing):
         inner = v(t, grid.faces(i, dtype=like.dtype, device=like.device))[:, i] / h
@@ -181,7 +187,7 @@ def _face_speeds(v: Velocity, grid: Grid, like: Tensor, t: float) -> list[Tensor
 
 
 def _outflow(speeds: list[Tensor]) -> Tensor:
-    """What leaves each cell through all its faces, as a share of its content."""
+    """The share of the mass of each cell that leaves it through its faces."""
     sides = []
     for i, speed in enumerate(speeds):
         n = speed.shape[i] - 1
@@ -191,7 +197,7 @@ def _outflow(speeds: list[Tensor]) -> Tensor:
 
 def _flux_change(rho: Tensor, speed: Tensor, axis: int) -> Tensor:
     n = rho.shape[axis]
-    below = torch.cat([rho.narrow(axis, 0, 1), rho], axis)  # the closed faces multiply by zero
+    below = torch.cat([rho.narrow(axis, 0, 1), rho], axis)  # the speed on outer faces is 0
     above = torch.cat([rho, rho.narrow(axis, n - 1, 1)], axis)
     return (speed.clamp(min=0) * below + speed.clamp(max=0) * above).diff(dim=axis)
 
@@ -199,31 +205,32 @@ def _flux_change(rho: Tensor, speed: Tensor, axis: int) -> Tensor:
 def _intervals(t0: float, t1: float, steps: int) -> Iterator[tuple[float, float]]:
     """The steps (tₖ, tₖ₊₁) from t₀ to t₁."""
     if steps < 1 or t0 == t1:
-        raise ValueError(f"steps={steps} must be ≥ 1 and the times differ, got {t0=} and {t1=}")
+        raise ValueError(f"steps={steps} must be ≥ 1 and t0 and t1 must differ, got {t0=}, {t1=}")
     return pairwise((t0 * (steps - k) + t1 * k) / steps for k in range(steps + 1))
 
 
 def _check(u: Tensor, grid: Grid) -> None:
     if u.shape != grid.shape:
         raise ValueError(
-            f"the values have shape {tuple(u.shape)}, the grid {grid.shape}: reshape(grid.shape)"
+            f"the values have shape {tuple(u.shape)}, the grid {grid.shape}: use"
+            " reshape(grid.shape)"
         )
 
 
 def _check_cfl(
     number: Tensor, rate: Callable[[float], Tensor], t0: float, t1: float, steps: int
 ) -> None:
-    """Refuse a step in which something moves farther than the scheme can see."""
-    at_most = 1 + 1e-6  # round-off, in single precision too, must not ask for one step more
+    """Refuse a step whose CFL number exceeds 1, and name a sufficient number of steps."""
+    at_most = 1 + 1e-6  # rounding errors in single precision must not require one more step
     if float(number) <= at_most:
         return
     enough, found = steps, float(number)
-    while math.isfinite(found) and found > at_most:  # other steps see v at other times
+    while math.isfinite(found) and found > at_most:  # v depends on the times of the steps
         enough = max(enough + 1, math.ceil(enough * found / at_most))
         middles = [(t + t_next) / 2 for t, t_next in _intervals(t0, t1, enough)]
         found = abs(t1 - t0) / enough * max(float(rate(t)) for t in middles)
     if not math.isfinite(found):
-        raise ValueError("v(t, x) is not finite on the grid: shrink the box or bound the velocity")
+        raise ValueError("v(t, x) is not finite on the grid: take a smaller box or a bounded v")
     raise ValueError(
         f"the CFL number is {float(number):.3g} with steps={steps}, at most 1 is stable: take"
         f" steps={enough}, fewer nodes, or semi_lagrangian, which has no such limit"

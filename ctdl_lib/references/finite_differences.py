@@ -1,4 +1,4 @@
-"""Hamilton–Jacobi equations on a grid: an independent reference in few dimensions."""
+"""Finite differences for Hamilton–Jacobi equations, a reference solution in low dimensions."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,32 +23,34 @@ def hamilton_jacobi(
     covariance: Float[Tensor, "d d"] | None = None,
     cfl: float = 0.5,
 ) -> Float[Tensor, "times *shape"]:
-    """The solution of ∂ₜw + H(t, x, ∇w) + ½ tr(S∇²w) = 0 at falling `times`, from the first back.
+    """The solution of ∂ₜw + H(t, x, ∇w) + ½ tr(S∇²w) = 0 at decreasing `times`, stacked.
 
-    H is concave in p, as a minimum over controls is. Differences of order 3 on either side of a
-    node, the local Lax–Friedrichs flux, central differences for the noise, and Runge–Kutta steps of
-    order 3 whose size obeys the number `cfl` < 1. Beyond the box w goes on as a cubic: trust nodes
-    whose optimal paths stay inside.
+    H must be concave in p, as a minimum over controls is. The scheme uses one-sided differences of
+    order 3, the local Lax–Friedrichs flux, central differences of order 4 for the second-order
+    term, and Runge–Kutta steps of order 3 with the Courant number `cfl`. Outside the box, w is
+    extrapolated by cubic polynomials, so values are accurate only at nodes whose optimal paths stay
+    inside.
 
     Args:
         hamiltonian: (t, x, p) ↦ H for x and p of shape (nodes, d).
-        covariance: S = σσᵀ, none by default.
+        w: the values at the first of the times.
+        covariance: S = σσᵀ, zero by default.
 
     Raises:
-        ValueError: w or `covariance` does not fit the grid, `cfl` is not in (0, 1), the times do
-            not fall, or w or H is not finite.
+        ValueError: the shape of w or `covariance` does not fit the grid, `cfl` is not in (0, 1),
+            the times do not decrease, or w or H is not finite.
 
     Reference: osher1991high; shu1988efficient.
     """
     if w.shape != grid.shape:
-        raise ValueError(f"w has shape {tuple(w.shape)}, the grid {grid.shape}: reshape it")
+        raise ValueError(f"w has shape {tuple(w.shape)}, the grid {grid.shape}: reshape w")
     if len(times) < 2 or any(a <= b for a, b in pairwise(times)):
-        raise ValueError(f"times must fall, from the terminal time back, got {list(times)[:5]}")
+        raise ValueError(f"times must decrease from the terminal time, got {list(times)[:5]}")
     x = grid.points(dtype=w.dtype, device=w.device)
     d = w.dim()
     if not 0 < cfl < 1 or not (covariance is None or covariance.shape == (d, d)):
         raise ValueError(
-            f"{cfl=} must lie in (0, 1), and covariance have shape {(d, d)} or be None"
+            f"{cfl=} must lie in (0, 1), and covariance must have shape {(d, d)} or be None"
         )
     scheme = _Scheme(hamiltonian, x, grid, covariance)
     saved, t = [w], times[0]
@@ -65,14 +67,14 @@ def hamilton_jacobi(
 
 
 def _ssp_rk3(scheme: "_Scheme", t: float, w: Tensor, rate: Tensor, dt: float) -> Tensor:
-    """One step back by dt of the Runge–Kutta method that is a convex sum of Euler steps."""
+    """The values w after a step back by dt of the third-order SSP Runge–Kutta method."""
     first = w + dt * rate
     second = 0.75 * w + 0.25 * (first + dt * scheme(t - dt, first)[0])
     return w / 3 + 2 / 3 * (second + dt * scheme(t - dt / 2, second)[0])
 
 
 class _Scheme:
-    """The rate −∂ₜw at all nodes, and the inverse of the time in which it crosses a cell."""
+    """The rate −∂ₜw at all nodes, and the largest stable value of 1/dt, as a function of (t, w)."""
 
     def __init__(self, hamiltonian: Hamiltonian, x: Tensor, grid: Grid, S: Tensor | None):
         self.hamiltonian, self.x, self.h = hamiltonian, x, grid.spacing
@@ -84,7 +86,7 @@ class _Scheme:
         left, right = zip(*(_one_sided(padded[i], i, self.h[i]) for i in range(d)), strict=True)
         p, q = (torch.stack(side, -1).flatten(0, -2) for side in (left, right))
         rate = self.hamiltonian(t, self.x, (p + q) / 2).reshape(w.shape)
-        # H is concave, so between both sides ∂H/∂p is largest at one of them, at kinks too
+        # H is concave, so |∂H/∂p| between p and q is largest at p or q, even where w has a kink
         speed = torch.maximum(self._speed(t, p), self._speed(t, q)).T.reshape(d, *w.shape)
         crossing = sum(speed[i] / self.h[i] for i in range(d))
         for i in range(d):
@@ -112,7 +114,7 @@ class _Scheme:
 
 
 def _padded(w: Tensor, axis: int) -> Tensor:
-    """The values with two more on each side of an axis, on the cubic through the last four."""
+    """The values w with two more on each side of an axis, from cubic extrapolation."""
     for _ in range(2):
         a, b, c, e = (w.narrow(axis, k, 1) for k in range(4))
         n = w.shape[axis]
@@ -122,12 +124,12 @@ def _padded(w: Tensor, axis: int) -> Tensor:
 
 
 def _shift(w: Tensor, axis: int, k: int) -> Tensor:
-    """The padded values k nodes away."""
+    """The padded values, shifted by k nodes."""
     return w.narrow(axis, 2 + k, w.shape[axis] - 4)
 
 
 def _one_sided(w: Tensor, axis: int, h: float) -> tuple[Tensor, Tensor]:
-    """The derivatives of order 3 that look to the left and to the right."""
+    """The left-sided and the right-sided first derivative, of order 3."""
     far_left, left, here, right, far_right = (_shift(w, axis, k) for k in range(-2, 3))
     from_left = (2 * right + 3 * here - 6 * left + far_left) / (6 * h)
     from_right = (-far_right + 6 * right - 3 * here - 2 * left) / (6 * h)

@@ -9,13 +9,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Grid:
-    """The nodes of a box of dimension d, `nodes` of them on each axis, both ends included.
+    """A regular grid in a box of dimension d, with `nodes` nodes on each axis, ends included.
 
-    Args of the constructor: the corners `low` and `high`, d numbers each, and at least four
-    `nodes`. Values on the grid are tensors of shape (nodes, …, nodes).
+    Values on the grid are tensors of shape (nodes, …, nodes).
+
+    Args of the constructor: the corners `low` and `high`, d numbers each; the number of `nodes`.
 
     Raises:
-        ValueError: the corners do not span a box, or a cubic does not fit on the nodes.
+        ValueError: `low` is not below `high` on each axis, or there are fewer than four nodes,
+            which cubic interpolation needs.
     """
 
     low: tuple[float, ...]
@@ -36,17 +38,17 @@ class Grid:
 
     @property
     def spacing(self) -> tuple[float, ...]:
-        """The distance of neighbouring nodes on each axis."""
+        """The distance between neighbouring nodes on each axis."""
         return tuple((b - a) / (self.nodes - 1) for a, b in zip(self.low, self.high, strict=True))
 
     def points(self, *, dtype: torch.dtype | None = None, device=None) -> Float[Tensor, "points d"]:
-        """The nodes; a function of them, reshaped to `shape`, is indexed like the axes."""
+        """The nodes, ordered so that values at them can be reshaped to `shape`."""
         return self._lattice(None, dtype, device)
 
     def faces(
         self, axis: int, *, dtype: torch.dtype | None = None, device=None
     ) -> Float[Tensor, "points d"]:
-        """The points halfway between neighbours on one axis: the inner faces of the cells."""
+        """The midpoints between neighbouring nodes along one axis, the inner faces of the cells."""
         return self._lattice(axis, dtype, device)
 
     def _lattice(self, halfway: int | None, dtype, device) -> Tensor:

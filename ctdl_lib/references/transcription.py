@@ -1,4 +1,4 @@
-"""Reference optima without noise: direct transcription by CasADi, solved by IPOPT."""
+"""Direct transcription of deterministic control problems with CasADi, solved by IPOPT."""
 
 import contextlib
 from collections.abc import Callable
@@ -17,9 +17,9 @@ Symbol = Any  # casadi.SX, which has no types
 
 
 class SymbolicProblem(NamedTuple):
-    """A control problem written in CasADi's symbols, x (d, 1) and u (m, 1), without noise.
+    """A deterministic control problem as functions of CasADi symbols x (d, 1) and u (m, 1).
 
-    `constraint` x ↦ c asks for c ≥ 0 at all nodes.
+    `constraint` x ↦ c requires c ≥ 0 at all nodes after the first.
     """
 
     d: int
@@ -32,7 +32,7 @@ class SymbolicProblem(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """States at the nodes, controls of the steps, their cost, and the iterations it took."""
+    """The states at the nodes, the control of each step, the cost, and IPOPT's iterations."""
 
     x: Float[Tensor, "nodes d"]
     u: Float[Tensor, "steps m"]
@@ -41,20 +41,23 @@ class Plan(NamedTuple):
 
 
 class PlanError(ArithmeticError):
-    """IPOPT has found no optimum."""
+    """IPOPT did not find an optimum."""
 
 
 def straight(
     x0: Float[Tensor, " d"], x1: Float[Tensor, " d"], u: Float[Tensor, " m"], *, steps: int
 ) -> Plan:
-    """A first guess: the straight line from x₀ to x₁ with a constant control."""
+    """A plan with states on the straight line from x₀ to x₁ and a constant control, as a guess."""
     share = torch.linspace(0, 1, steps + 1, dtype=torch.float64)[:, None]
     x0, x1, u = (torch.as_tensor(part, dtype=torch.float64) for part in (x0, x1, u))
     return Plan((1 - share) * x0 + share * x1, u.expand(steps, -1), float("nan"), 0)
 
 
 def refined(plan: Plan, *, steps: int) -> Plan:
-    """The plan on another number of steps: the guess for a finer grid."""
+    """The plan with another number of steps, as a guess on a finer grid.
+
+    States are interpolated linearly; controls are constant between the old nodes.
+    """
     nodes, middles = (np.linspace(0, 1, n + 1) for n in (len(plan.u), steps))
     x = [np.interp(middles, nodes, column) for column in plan.x.numpy().T]
     held = np.minimum((middles[:-1] * len(plan.u)).astype(int), len(plan.u) - 1)
@@ -67,12 +70,13 @@ def open_loop(
     *,
     method: Literal["euler", "rk4"] = "euler",
 ) -> Plan:
-    """The controls, constant on each step, that cost least from the first state of the guess.
+    """The minimiser of Σ h L(xₖ, uₖ) + G(x_N) over controls that are constant on each step.
 
-    The cost is Σ h L(xₖ, uₖ) + G(x_N). It is a local optimum: another guess may find a better one.
+    The paths start from the first state of the guess. The minimum is local: another guess may lead
+    to a smaller one.
 
     Raises:
-        ValueError: an unknown `method`.
+        ValueError: `method` is unknown.
         PlanError: IPOPT does not succeed.
 
     Reference: betts2010practical; andersson2019casadi.
@@ -82,18 +86,18 @@ def open_loop(
     steps = len(guess.u)
     plan, status = _solve(_transcribed(problem, steps, problem.horizon, method), problem, guess)
     if status != "Solve_Succeeded":
-        raise PlanError(f"IPOPT ended with {status}; start from another guess, or a coarser grid")
+        raise PlanError(f"IPOPT ended with {status}; start from another guess or a coarser grid")
     return plan
 
 
 class Replanner:
-    """Model predictive control: a policy (t, x) that plans the rest anew at every step.
+    """Model predictive control: a policy (t, x) ↦ u that solves for a new plan at every step.
 
-    Each sample has its own plan, which starts the next one. A plan that fails is replaced by the
-    rest of the last one, and counted in `failures`.
+    Each sample has its own plan, and the remainder of the last plan is the guess for the next. If
+    IPOPT fails, the remainder is used instead, and `failures` is increased.
 
-    Args of the constructor: the problem and the `plan` from the common start of all paths, with as
-    many steps as the paths will have.
+    Args of the constructor: the `problem`; the `plan` from the common start of all paths, with as
+    many steps as the paths.
     """
 
     def __init__(self, problem: SymbolicProblem, plan: Plan):
@@ -103,18 +107,18 @@ class Replanner:
         self.failures = 0
 
     def __call__(self, t: float | Tensor, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch m"]:
-        """The first control of each sample's plan from (t, x) to the end.
+        """The first control of each sample's plan from (t, x) to the final time.
 
         Raises:
-            ValueError: the paths do not take the steps of the plan.
+            ValueError: the times of the calls are not those of the steps of the plan.
         """
         k = round(float(t) / self.problem.horizon * self.steps)
         if k == 0:
             self.plans = [self.plan] * len(x)
         elif not self.plans or k >= self.steps or len(self.plans[0].u) != self.steps - k + 1:
             raise ValueError(
-                f"t={float(t):.6g} is not the next of {self.steps} steps: the paths must start at 0"
-                " and have as many steps as the plan"
+                f"t={float(t):.6g} is not the next of {self.steps} steps: start the paths at 0 and"
+                " give them as many steps as the plan"
             )
         else:
             self.plans = [self._replan(k, *pair) for pair in zip(x, self.plans, strict=True)]
@@ -133,7 +137,7 @@ class Replanner:
 
 
 def _transcribed(problem: SymbolicProblem, steps: int, duration: float, method: str) -> Any:
-    """The nonlinear programme over all states and controls as a function of the first state."""
+    """The nonlinear programme over all states and controls, with the first state as parameter."""
     h = duration / steps
     X = ca.SX.sym("X", problem.d, steps + 1)  # pyright: ignore
     U = ca.SX.sym("U", problem.m, steps)  # pyright: ignore
@@ -165,7 +169,7 @@ def _solve(solver: Any, problem: SymbolicProblem, guess: Plan) -> tuple[Plan, st
     bound = np.zeros(solver.size1_in("lbg"))
     above = bound.copy()
     above[d * (steps + 1) :] = np.inf
-    with contextlib.suppress(RuntimeError):  # the status says it
+    with contextlib.suppress(RuntimeError):  # reported by the status
         solution = solver(x0=first, p=guess.x[0].numpy(), lbg=bound, ubg=above)
         found = torch.from_numpy(np.array(solution["x"]).ravel())
         x, u = found[: d * (steps + 1)].reshape(-1, d), found[d * (steps + 1) :].reshape(steps, -1)

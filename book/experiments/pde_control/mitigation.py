@@ -14,7 +14,8 @@ from skfem import CellBasis
 from torch import Tensor
 
 from ctdl_lib.potentials.potential import Time
-from ctdl_lib.references.finite_elements import (
+
+from .finite_elements import (
     Function,
     LinearSystems,
     advection_diffusion,

@@ -1,4 +1,4 @@
-"""Mean-field games with a known start and a relative entropy to pay at the end."""
+"""Mean-field games whose terminal cost is the relative entropy to a target density."""
 
 import math
 from dataclasses import dataclass
@@ -8,25 +8,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..generative.optimal_transport import MeanFieldCost
-from ..potentials.potential import AutodiffPotential, Potential
-from ..references.grids import Grid
-from ..references.sinkhorn import GridSolution, scaled_paths
-from .densities import Mixture, ring_of_gaussians
+from ctdl_lib.generative import MeanFieldCost
+from ctdl_lib.potentials import AutodiffPotential, Potential
+from ctdl_lib.problems.densities import Mixture, ring_of_gaussians
+from ctdl_lib.references.grids import Grid
+
+from .sinkhorn import GridSolution, scaled_paths
 
 
 @dataclass(frozen=True, eq=False)
 class EntropicGame:
-    """The game E[∫ ½‖v‖² + Q(x) + η log ρ dt] + λ KL(ρ(1)‖ρ₁) of a crowd with x(0) ~ ρ₀.
+    """The game with the cost E[∫ ½‖v‖² + Q(x) + η log ρ dt] + λ KL(ρ(1)‖ρ₁) and x(0) ~ ρ₀.
 
-    Q(x) = q·p(x₁, x₂) is a hill in the plane of the first two coordinates. All terms that depend on
-    ρ are expectations of logarithms, so samples and log-determinants are enough to evaluate them.
+    The obstacle Q(x) = q·p(x₁, x₂) depends on the first two coordinates. All terms with ρ are
+    expectations of log ρ, so samples and log-determinants suffice to estimate them.
 
-    Args of the constructor: the densities `initial` ρ₀ and `target` ρ₁ in Rᵈ, the weights
-    `relative_entropy` λ > 0 and `entropy` η ≥ 0, the `obstacle` p in R² and its `height` q.
+    Args of the constructor: the densities `initial` ρ₀ and `target` ρ₁ in ℝᵈ; the weights
+    `relative_entropy` λ > 0 and `entropy` η ≥ 0; the density p in ℝ² (`obstacle`); q (`height`).
 
     Raises:
-        ValueError: dimensions disagree, or a weight has the wrong sign.
+        ValueError: dimensions disagree, a weight is out of its range, or q is given without p.
 
     Reference: ruthotto2020machine.
     """
@@ -45,22 +46,22 @@ class EntropicGame:
         if not self.relative_entropy > 0 or not self.entropy >= 0:
             raise ValueError(
                 f"relative_entropy={self.relative_entropy} must be positive and"
-                f" entropy={self.entropy} not negative"
+                f" entropy={self.entropy} must not be negative"
             )
         if self.obstacle is not None and (self.obstacle.means.shape[1] != 2 or d < 2):
             raise ValueError(
-                f"obstacle must be a density in R², and the game in R² or above, got"
+                f"obstacle must be a density in R², and the game in R^d with d ≥ 2, got"
                 f" R^{self.obstacle.means.shape[1]} and R^{d}"
             )
         if self.obstacle is None and self.height != 0:
-            raise ValueError(f"height={self.height} without an obstacle: give its density too")
+            raise ValueError(f"height={self.height} without an obstacle: also give its density")
 
     def log_initial(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
         """The value log ρ₀(x)."""
         return self.initial.log_prob(x)
 
     def potential_energy(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
-        """The value Q(x) = q·p(x₁, x₂), zero without an obstacle."""
+        """The value Q(x) = q·p(x₁, x₂), which is zero without an obstacle."""
         if self.obstacle is None:
             return torch.zeros_like(x[:, 0])
         return self.height * self.obstacle.log_prob(x[:, :2]).exp()
@@ -68,29 +69,29 @@ class EntropicGame:
     def interaction(
         self, t: float | Tensor, x: Float[Tensor, "batch d"], log_density: Float[Tensor, " batch"]
     ) -> MeanFieldCost:
-        """The cost Q(x) + η log ρ, and its variation Q(x) + η(1 + log ρ)."""
+        """The cost Q(x) + η log ρ and its variation Q(x) + η(1 + log ρ)."""
         cost = self.potential_energy(x) + self.entropy * log_density
         return MeanFieldCost(cost, cost + self.entropy)
 
     def terminal(
         self, x: Float[Tensor, "batch d"], log_density: Float[Tensor, " batch"]
     ) -> MeanFieldCost:
-        """The cost λ(log ρ − log ρ₁), and its variation λ(1 + log ρ − log ρ₁)."""
+        """The cost λ(log ρ − log ρ₁) and its variation λ(1 + log ρ − log ρ₁)."""
         cost = self.relative_entropy * (log_density - self.target.log_prob(x))
         return MeanFieldCost(cost, cost + self.relative_entropy)
 
 
 def gaussian(mean: Float[Tensor, " d"], variance: float) -> Mixture:
-    """The normal density N(mean, variance·I), as a mixture of one."""
+    """The normal density N(mean, variance·I), as a mixture with one component."""
     std = torch.full_like(mean, math.sqrt(variance))
     return Mixture(torch.ones_like(mean[:1]), mean[None], std[None])
 
 
 def ring_to_gaussian(d: int) -> EntropicGame:
-    """The game of optimal transport from a ring of 8 Gaussians to N(0, 0.3 I), with λ = 2.5.
+    """The game without interaction from a ring of 8 Gaussians to N(0, 0.3 I), with λ = 2.5.
 
-    The radius is 4, the variance 0.3. The other coordinates agree from the start, and so the least
-    cost is the same in every dimension d.
+    The ring has the radius 4 and its Gaussians the variance 0.3. The laws of the coordinates
+    x₃, …, x_d are the same in both densities, so the least cost does not depend on d.
 
     Reference: ruthotto2020machine.
     """
@@ -99,14 +100,14 @@ def ring_to_gaussian(d: int) -> EntropicGame:
 
 
 def crowd_motion(d: int, *, entropy: float = 0.01) -> EntropicGame:
-    """The game of a crowd that goes from N(3e₂, 0.3 I) to N(−3e₂, 0.3 I) round a hill, with λ = 5.
+    """The game from N(3e₂, 0.3 I) to N(−3e₂, 0.3 I) with an obstacle between them, and λ = 5.
 
-    The hill is 50 times the density of N(0, diag(1, 0.5)) in the first two coordinates.
+    The obstacle is 50 times the density N(0, diag(1, 0.5)) of the first two coordinates.
 
     Reference: ruthotto2020machine.
     """
     if d < 2:
-        raise ValueError(f"d must be at least 2 for a hill in the plane, got {d}")
+        raise ValueError(f"d must be at least 2, because the obstacle is in the plane, got {d}")
     start = torch.zeros(d, dtype=torch.float64)
     start[1] = 3.0
     variance = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
@@ -115,7 +116,7 @@ def crowd_motion(d: int, *, entropy: float = 0.01) -> EntropicGame:
 
 
 class Solution(NamedTuple):
-    """The least cost, in total and of its two parts, the value function and the law at t = 1."""
+    """The least cost, its two parts, the value function, and the density ρ(1)."""
 
     cost: float
     transport: float
@@ -125,13 +126,14 @@ class Solution(NamedTuple):
 
 
 def gaussian_solution(game: EntropicGame) -> Solution:
-    """The exact solution of a game between two normal densities, without interaction.
+    """The exact solution of a game between two normal densities without interaction.
 
-    In each coordinate, from N(m₀, s₀²) towards N(m₁, s₁²), the crowd ends as N(m, s²) where
-    m(1 + λ/s₁²) = m₀ + λm₁/s₁² and s²(1 + λ/s₁²) − s₀s − λ = 0, and the paths are straight.
+    If a coordinate has the initial density N(m₀, s₀²) and the target N(m₁, s₁²), its density at
+    t = 1 is N(m, s²) with m(1 + λ/s₁²) = m₀ + λm₁/s₁² and s²(1 + λ/s₁²) − s₀s − λ = 0. The paths
+    are straight lines.
 
     Raises:
-        ValueError: a density is no single Gaussian, or there is an interaction.
+        ValueError: a density is a mixture of several Gaussians, or there is an interaction.
     """
     if len(game.initial.weights) + len(game.target.weights) > 2:
         raise ValueError("initial and target must have one component each for a closed form")
@@ -163,12 +165,14 @@ def on_grid(
     tol: float = 1e-5,
     max_sweeps: int = 5000,
 ) -> GridSolution:
-    """The solution of a game with a little noise by `scaled_paths`, in float64.
+    """The solution of a game on a grid by `scaled_paths`, in double precision.
 
-    The grid must hold what is not negligible of ρ₀ and of the paths; ρ₀ gets the mass 1 on it.
+    The paths have noise of variance `epsilon`. The grid must contain ρ₀ and the paths up to a
+    negligible mass. ρ₀ is normalised on the grid.
 
     Raises:
-        ValueError: grid, noise and steps do not suit each other, or `max_sweeps` are not enough.
+        ValueError: the noise of a step is too small for the grid, or more than `max_sweeps` are
+            needed.
     """
     x = grid.points(dtype=torch.float64)
     rho = game.log_initial(x).exp().reshape(grid.shape)
@@ -187,7 +191,7 @@ def on_grid(
 
 
 class _StraightPaths(nn.Module):
-    """The value function whose paths are x(t) = m(t) + k(t)(x(0) − m₀), m and k linear in t."""
+    """The value function with optimal paths m(t) + k(t)(x(0) − m₀), where m and k are linear."""
 
     m0: Tensor
     shift: Tensor

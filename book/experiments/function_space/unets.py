@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .embeddings import time_features, times_like, torus_features
+from ctdl_lib.networks.embeddings import time_features, times_like, torus_features
 
 
 class UNet(nn.Module):

@@ -1,4 +1,4 @@
-"""Mean-field games on a grid, by scaling the paths of a Brownian motion."""
+"""Mean-field games on a grid, solved by Sinkhorn's iterations for the law of the paths."""
 
 import math
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .grids import Grid
+from ctdl_lib.references.grids import Grid
 
 
 class GridSolution(NamedTuple):
-    """The least cost, in total and of its parts, the densities ρ(tₖ), and the sweeps it took."""
+    """The least cost, its parts, the densities ρ(tₖ), and the number of sweeps."""
 
     cost: float
     transport: float
@@ -37,19 +37,25 @@ def scaled_paths(
 ) -> GridSolution:
     """The solution of min E[∫ ½‖v‖² + Q + η log ρ dt] + λ KL(ρ(1)‖ρ₁), up to O(ε² + Δt²).
 
-    The paths have the law P = Πₖ cₖ(x(tₖ)) R, with R a Brownian motion of variance ε that starts
-    from Lebesgue's measure. Sweeps forth and back choose one factor cₖ after the other, so that P
-    minimises ε KL(P‖R) − (ε/2)(∫ρ(0) log ρ(0) + ∫ρ(1) log ρ(1)) + ∫∫(Q + η log ρ)ρ + λ KL. The
-    first two terms are the transport cost plus (ε²/8) E∫‖∇ log ρ‖² dt.
+    The law of the paths is P = Πₖ cₖ(x(tₖ)) R, where R is a Brownian motion of variance ε that
+    starts from the Lebesgue measure. Forward and backward sweeps optimise one factor cₖ after
+    another, so that P minimises
+    ε KL(P‖R) − (ε/2)(∫ρ(0) log ρ(0) + ∫ρ(1) log ρ(1)) + ∫∫(Q + η log ρ)ρ + λ KL.
+    The first two terms equal the transport cost plus (ε²/8) E∫‖∇ log ρ‖² dt.
 
     Args:
         initial: ρ₀ at the nodes, with Σρ₀ times the volume of a cell equal to 1.
-        relative_entropy: the weight λ > ε/2; `entropy` is η ≥ 0 and `hill` is Q.
-        tol: the sweeps stop where one moves less mass than this at t = 1.
+        log_target: log ρ₁ at the nodes.
+        relative_entropy: the weight λ > ε/2.
+        epsilon: the variance ε > 0 of R at t = 1.
+        steps: the number of time steps in [0, 1].
+        hill: Q at the nodes, zero by default.
+        entropy: the weight η ≥ 0.
+        tol: the iteration ends when a sweep changes ρ(1) by less than this in L¹.
 
     Raises:
-        ValueError: a weight has the wrong sign, the noise of a step is narrower than 0.8 spacings,
-            `initial` is no density, or `max_sweeps` are not enough.
+        ValueError: a weight is out of its range, the standard deviation √(ε/steps) is below 0.8
+            spacings, `initial` is not a density, or more than `max_sweeps` are needed.
 
     Reference: benamou2018entropy; chizat2018scaling.
     """
@@ -74,14 +80,15 @@ def scaled_paths(
         problem.back(c, f, g)
         if float((end - before).abs().sum()) * problem.cell < tol:
             return problem.solution(c, f, g, sweep)
-    raise ValueError(f"max_sweeps={max_sweeps} were not enough for {tol=}: allow more of both")
+    raise ValueError(f"max_sweeps={max_sweeps} were not enough for {tol=}: increase one of them")
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """The data of a game, and its solution as factors c with messages f (forward), g (backward).
+    """The data of a game on a grid, and the updates of the factors c and the messages f and g.
 
-    All three are logarithms, one tensor a time; c + f + g is the logarithm of the density.
+    Each of c, f (forward) and g (backward) is a list of logarithms, one tensor per time. The sum
+    c + f + g is the logarithm of the density.
     """
 
     log_initial: Tensor
@@ -105,7 +112,7 @@ class _Problem:
             c[k - 1] = self.factor(k - 1, f[k - 1], g[k - 1])
 
     def factor(self, k: int, f: Tensor, g: Tensor) -> Tensor:
-        """The logarithm of cₖ that is best while all others stay; constants do not matter."""
+        """The logarithm of the optimal cₖ for fixed other factors, up to a constant."""
         dt = 1 / self.steps
         if k == 0:
             return self.log_initial - g
@@ -116,7 +123,7 @@ class _Problem:
         return wanted / (self.epsilon + weight)
 
     def solution(self, c: list[Tensor], f: list[Tensor], g: list[Tensor], n: int) -> GridSolution:
-        for k in range(self.steps):  # the factors are final now: only their messages change
+        for k in range(self.steps):  # the backward sweep has changed the factors, so update f
             f[k + 1] = _blur(c[k] + f[k], self.kernels)
         log_rho = torch.stack(c) + torch.stack(f) + torch.stack(g)
         rho = log_rho.exp()
@@ -142,14 +149,14 @@ def _check(initial: Tensor, grid: Grid, lam: float, epsilon: float, eta: float, 
     width, spacing = math.sqrt(epsilon / steps), max(grid.spacing)
     if width < 0.8 * spacing:
         raise ValueError(
-            f"in one step the noise is {width:.3g} wide and the spacing {spacing:.3g}: take more"
-            " nodes, fewer steps or a larger epsilon, or sums over nodes are no integrals"
+            f"the noise of a step has the standard deviation {width:.3g}, too small for the spacing"
+            f" {spacing:.3g}: take more nodes, fewer steps or a larger epsilon"
         )
     mass = float(initial.sum()) * math.prod(grid.spacing)
     if initial.shape != grid.shape or not math.isclose(mass, 1, rel_tol=1e-4):
         raise ValueError(
             f"initial must have the shape {grid.shape} and the mass 1, got"
-            f" {tuple(initial.shape)} and {mass:.4g}: divide by its sum times the cell's volume"
+            f" {tuple(initial.shape)} and {mass:.4g}: divide by its sum times the volume of a cell"
         )
 
 
@@ -161,11 +168,11 @@ def _kernel(grid: Grid, axis: int, variance: float, like: Tensor) -> Tensor:
 
 
 def _blur(u: Tensor, kernels: list[Tensor]) -> Tensor:
-    """The logarithm of the convolution of exp(u), one axis after the other."""
+    """The logarithm of the convolution of exp(u) with the kernels, one per axis."""
     for axis, kernel in enumerate(kernels):
         u = u.movedim(axis, -1)
         top = u.amax(-1, keepdim=True)
-        # what is e^-700 times smaller than the largest of its line carries no mass
+        # the clamp avoids log 0; such values are e⁻⁷⁰⁰ times smaller than the largest
         total = ((u - top).exp() @ kernel).clamp(min=torch.finfo(u.dtype).tiny)
         u = (top + total.log()).movedim(-1, axis)
     return u

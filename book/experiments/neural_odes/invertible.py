@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import jacrev, vjp, vmap
 
-from ..dynamics.calculus import Transformed
+from ctdl_lib.dynamics.calculus import Transformed
 
 Function = Callable[[Tensor], Tensor]
 

@@ -1,4 +1,4 @@
-"""Linear finite elements on the unit square, and sparse linear systems that autograd can pass."""
+"""Linear finite elements on the unit square, and sparse linear systems with gradients."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -19,13 +19,13 @@ Function = Callable[[np.ndarray, np.ndarray], np.ndarray]
 def square(nodes: int) -> CellBasis:
     """The basis of continuous, piecewise linear functions on (0, 1)² with nodes × nodes nodes.
 
-    It is made once for each number of nodes: leave it as it is.
+    The basis is cached for each number of nodes, so do not modify it.
 
     Raises:
-        ValueError: there are fewer than two nodes an axis.
+        ValueError: there are fewer than two nodes per axis.
     """
     if nodes < 2:
-        raise ValueError(f"nodes={nodes} an axis: a mesh needs at least 2")
+        raise ValueError(f"nodes={nodes} per axis: a mesh needs at least 2")
     axis = np.linspace(0.0, 1.0, nodes)
     return CellBasis(MeshTri.init_tensor(axis, axis), ElementTriP1())
 
@@ -45,8 +45,8 @@ def advection_diffusion(
         velocity: the two components of v as functions of the arrays x and y.
 
     Raises:
-        ValueError: κ is not positive, or the mesh Péclet number exceeds 1 (see `peclet`): without
-            stabilisation the discrete solution would oscillate.
+        ValueError: κ is not positive, or the mesh Péclet number exceeds 1 (see `peclet`). There is
+            no stabilisation, so the discrete solution would oscillate.
     """
     if diffusivity <= 0:
         raise ValueError(f"diffusivity={diffusivity} must be positive")
@@ -63,7 +63,7 @@ def advection_diffusion(
         carried = at["along"] * du[0] + at["across"] * du[1]
         return diffusivity * (du * dw).sum(0) + carried * w
 
-    # a form is evaluated for each pair of nodes of a triangle, its coefficients once for all
+    # `form` is called for each pair of nodes of a triangle; v is evaluated only once
     along, across = (component(*_points(basis)) for component in v)
     return csr_array(BilinearForm(form).assemble(basis, along=along, across=across))
 
@@ -78,23 +78,23 @@ def load(basis: CellBasis, f: Function) -> np.ndarray:
 
 
 def _points(basis: CellBasis) -> np.ndarray:
-    """The coordinates (2, triangles, points) of the points of quadrature."""
+    """The coordinates (2, triangles, points) of the quadrature points."""
     return np.asarray(basis.global_coordinates())
 
 
 def peclet(basis: CellBasis, diffusivity: float, velocity: tuple[Function, Function]) -> float:
-    """The mesh Péclet number max ‖v‖ h / 2κ, with h the side of a cell and v taken at the nodes."""
+    """The mesh Péclet number max ‖v‖ h / 2κ over the nodes, where h is the side of a cell."""
     speed = np.hypot(*(component(*basis.doflocs) for component in velocity)).max()
     side = 1 / (np.sqrt(basis.N) - 1)
     return float(speed * side / (2 * diffusivity))
 
 
 class LinearSystems:
-    """The solutions x of Aₖ xₖ = bₖ for a batch of sparse matrices, factorised once.
+    """The solutions xₖ of Aₖ xₖ = bₖ for a batch of sparse matrices, which are factorised once.
 
-    All matrices form one block-diagonal system, so that a call is one sparse solve whatever the
-    batch. Autograd passes through b, to any order: the adjoint of a solve is a solve with Aₖᵀ.
-    `solves` and `adjoint_solves` count right-hand sides, one for each member of the batch.
+    All matrices form one block-diagonal system, so a call is one sparse solve for the whole batch.
+    Solutions can be differentiated with respect to b any number of times; the backward pass solves
+    systems with Aₖᵀ. `solves` and `adjoint_solves` count the right-hand sides bₖ.
     """
 
     def __init__(self, matrices: Sequence[csr_array]):
@@ -104,10 +104,10 @@ class LinearSystems:
         self.solves = self.adjoint_solves = 0
 
     def __call__(self, b: Float[Tensor, "*many batch n"]) -> Float[Tensor, "*many batch n"]:
-        """The solutions, in double precision inside, in that of b outside.
+        """The solutions xₖ, computed in double precision and returned in the precision of b.
 
         Raises:
-            ValueError: b does not fit the matrices or is not finite.
+            ValueError: the shape of b does not fit the matrices, or b is not finite.
         """
         if b.shape[-2:] != (self.batch, self.size):
             raise ValueError(
@@ -115,7 +115,7 @@ class LinearSystems:
                 f" {self.size}, got {tuple(b.shape)}"
             )
         if not b.isfinite().all():
-            raise ValueError("the right-hand side is not finite; look at the control")
+            raise ValueError("the right-hand side is not finite: check the control")
         return _Solve.apply(b, self, False)
 
     def _solve(self, b: Tensor, transposed: bool) -> Tensor:
@@ -129,9 +129,10 @@ class LinearSystems:
 
 
 def multiply(matrix: sparray, x: Float[Tensor, "*many n"]) -> Float[Tensor, "*many m"]:
-    """The products Ax with a sparse matrix A (m, n), for each row x; autograd passes, to any order.
+    """The products Ax of a sparse matrix A (m, n) with each row x.
 
-    They are computed in double precision, and returned in that of x.
+    They are computed in double precision and returned in the precision of x. They can be
+    differentiated with respect to x any number of times.
     """
     return _Product.apply(x, matrix)
 
@@ -148,7 +149,7 @@ class _Solve(torch.autograd.Function):
 
 
 class _Product(torch.autograd.Function):
-    # with its context set up apart, torch.func passes too; that costs 30 µs a call
+    # a separate setup_context makes torch.func work; it costs 30 µs per call
     @staticmethod
     def forward(x: Tensor, matrix: sparray) -> Tensor:
         rows = x.detach().double().reshape(-1, x.shape[-1]).numpy()

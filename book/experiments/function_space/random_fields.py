@@ -1,4 +1,4 @@
-"""Random fields whose laws are known, and fields that an equation makes."""
+"""Random fields with known laws, and solutions of a reaction–diffusion equation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,18 +7,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..dynamics.stepping import step
-from ..generative.diffusion import Schedule, perturb
-from ..generative.fields import Covariance, Field, squared_wave_numbers
+from ctdl_lib.dynamics.stepping import step
+from ctdl_lib.generative.diffusion import Schedule, perturb
+from ctdl_lib.generative.fields import Covariance, Field, squared_wave_numbers
 
 
 @dataclass(frozen=True, eq=False)
 class FieldMixture:
     """The mixture Σᵢ wᵢ N(mᵢ, Q) of Gaussian measures on L², with means mᵢ = Q fᵢ.
 
-    Means of this form lie in the Cameron–Martin space of Q, so that the measures have densities
-    with respect to each other, and no inverse of Q is needed. The f are given as a function of n
-    that returns their values on the grid, (k, n, n).
+    Such means lie in the Cameron–Martin space of Q. Therefore the measures have densities with
+    respect to each other, and the formulas need no inverse of Q.
+
+    Args of the constructor: the `covariance` Q; the `weights` wᵢ; `f`, which maps n to the values
+    of the fᵢ on the grid, (k, n, n).
 
     Reference: hagemann2023multilevel.
     """
@@ -28,13 +30,13 @@ class FieldMixture:
     f: Callable[[int], Tensor]
 
     def means(self, n: int) -> Float[Tensor, "k {n} {n}"]:
-        """The means mᵢ = Q fᵢ on a grid."""
+        """The means mᵢ = Q fᵢ on the grid with n² nodes."""
         return self.covariance.apply(self.f(n))
 
     def sample(
         self, count: int, n: int, generator: torch.Generator, *, dtype: torch.dtype | None = None
     ) -> Float[Tensor, "{count} {n} {n}"]:
-        """Draw mᵢ + η, i drawn by the weights and η ~ N(0, Q)."""
+        """Draw fields mᵢ + η, where i has the probabilities wᵢ and η ~ N(0, Q)."""
         eta = self.covariance.sample(count, n, generator, dtype=dtype)
         i = self.weights.to(generator.device).multinomial(
             count, replacement=True, generator=generator
@@ -44,8 +46,8 @@ class FieldMixture:
     def score(self, t: float | Tensor, x: Field, schedule: Schedule) -> Field:
         """The preconditioned score Q∇log p_t(x) = a Σᵢ rᵢ(x) mᵢ − x.
 
-        As a² + s² = 1, each part stays N(a mᵢ, Q), and its share is rᵢ ∝ wᵢ exp(a⟨fᵢ, x⟩ −
-        ½a²⟨fᵢ, Q fᵢ⟩).
+        Since a² + s² = 1, component i at time t is N(a mᵢ, Q). Its posterior weight is
+        rᵢ ∝ wᵢ exp(a⟨fᵢ, x⟩ − ½a²⟨fᵢ, Q fᵢ⟩).
         """
         n = x.shape[-1]
         f, means = self.f(n).to(x), self.means(n).to(x)
@@ -56,7 +58,7 @@ class FieldMixture:
         return torch.einsum("bk,kij->bij", a * share, means) - x
 
     def noise(self, x: Field, eta: Field, t: Tensor, schedule: Schedule) -> Field:
-        """The best estimate E[η | x(t)] = −s(t) S(t, x(t)) at x(t) = a x + s η."""
+        """The conditional mean E[η | x(t)] = −s(t) S(t, x(t)) at x(t) = a x + s η."""
         s = schedule.s(t).to(x).reshape(-1, 1, 1)
         return -s * self.score(t, perturb(x, eta, t, schedule), schedule)
 
@@ -65,7 +67,8 @@ class FieldMixture:
 class ReactionDiffusion:
     """The FitzHugh–Nagumo equations u̇ = D_uΔu + u − u³ − k − v, v̇ = D_vΔv + u − v on a torus.
 
-    The torus has the side `side`. Published data have no flux across the edges of a square instead.
+    The torus has side length `side`. The published data have no-flux conditions on the boundary of
+    a square instead.
 
     Reference: takamoto2022pdebench.
     """
@@ -78,13 +81,13 @@ class ReactionDiffusion:
     def solve(
         self, u: Field, v: Field, duration: float, *, steps: int
     ) -> tuple[Float[Tensor, "batch n n"], Float[Tensor, "batch n n"]]:
-        """The fields (u, v) at the time `duration`.
+        """The fields (u, v) at the time `duration`, by Strang's splitting.
 
-        By Strang's splitting: half a step of diffusion, exact in Fourier space, a step of the
-        reaction by the classical Runge–Kutta method, and half a step of diffusion.
+        Each step solves the diffusion exactly in Fourier space for half a step, the reaction by the
+        classical Runge–Kutta method, and the diffusion for another half step.
 
         Raises:
-            ValueError: steps < 1, or the fields are no longer finite.
+            ValueError: `steps` is below 1, or the solution is not finite.
         """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")

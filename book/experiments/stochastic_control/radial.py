@@ -1,4 +1,4 @@
-"""A logarithmic target in any dimension: its value function, and the best cost of a few steps."""
+"""A control problem with a logarithmic terminal cost, and reference values of its costs."""
 
 import math
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from scipy.interpolate import CubicSpline
 from scipy.special import roots_genlaguerre, roots_hermitenorm
 from torch import Tensor, nn
 
-from ..networks.embeddings import times_like
-from ..potentials.potential import Derivatives, Gradient, Potential, Sigma, Time, along_noise
-from .control import LinearQuadratic, noise_trace
+from ctdl_lib.networks.embeddings import times_like
+from ctdl_lib.potentials.potential import Derivatives, Gradient, Potential, Sigma, Time, along_noise
+from ctdl_lib.problems.control import LinearQuadratic, noise_trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,10 +21,10 @@ class LogarithmicTarget:
 
     Its Hamilton–Jacobi–Bellman equation is ∂ₜΦ + ½σ²ΔΦ − ‖∇Φ‖² = 0.
 
-    Args of the constructor: the `target` in Rᵈ, σ > 0 (`diffusion`), w > 0 (`weight`).
+    Args of the constructor: the `target` in ℝᵈ; σ (`diffusion`); w (`weight`); T (`horizon`).
 
     Raises:
-        ValueError: a number is not positive.
+        ValueError: σ, w or T is not positive.
 
     Reference: han2018solving; li2024neural, section 4.2.
     """
@@ -44,27 +44,30 @@ class LogarithmicTarget:
     def drift(
         self, t: Time, x: Float[Tensor, "batch d"], u: Float[Tensor, "batch d"]
     ) -> Float[Tensor, "batch d"]:
-        """The value 2u."""
+        """The drift 2u."""
         return 2 * u
 
     def running_cost(
         self, t: Time, x: Float[Tensor, "batch d"], u: Float[Tensor, "batch d"]
     ) -> Float[Tensor, " batch"]:
-        """The value ‖u‖²."""
+        """The running cost ‖u‖²."""
         return u.square().sum(-1)
 
     def terminal_cost(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
-        """The value w log ½(1 + ‖x − target‖²)."""
+        """The terminal cost w log ½(1 + ‖x − target‖²)."""
         return self.weight * torch.log(0.5 + 0.5 * (x - self.target.to(x)).square().sum(-1))
 
     def optimal_control(
         self, t: Time, x: Float[Tensor, "batch d"], p: Float[Tensor, "batch d"]
     ) -> Float[Tensor, "batch d"]:
-        """The control −p."""
+        """The optimal control −p."""
         return -p
 
     def linear_quadratic(self) -> LinearQuadratic:
-        """The problem with G near the target, w‖x − target‖², but for its constant −w log 2."""
+        """The problem with the terminal cost w‖x − target‖², the quadratic part of G at the target.
+
+        The constant −w log 2 of G is left out.
+        """
         return LinearQuadratic(
             self.target,
             2 * self.weight,
@@ -75,21 +78,21 @@ class LogarithmicTarget:
         )
 
     def terminal(self) -> Potential:
-        """The terminal cost G as a potential that does not depend on t."""
+        """The terminal cost G as a potential, constant in t."""
         return _Radial(self.target, _Logarithm(self.weight))
 
     def value(self, *, nodes: int | None = None) -> Potential:
-        """The value function by a quadrature in one dimension, in float64; for reference only.
+        """The value function Φ = −a log E[(½(1 + R))⁻ᵏ], by quadrature in double precision.
 
-        Φ = −a log E[½(1 + R)^(−w/a)] with a = ½σ² and R = ‖x − target + σ√(T − t) Z‖² (Hopf and
-        Cole). With k = w/a, v = σ²(T − t) and 1/Γ(k) ∫ sᵏ⁻¹ e^{−s(1 + R)} ds = (1 + R)⁻ᵏ the
-        expectation is that of e^{−sR}, which is (1 + 2vs)^{−d/2} exp(−s‖x − target‖²/(1 + 2vs)).
+        This is the Hopf–Cole formula with a = ½σ², k = w/a and R = ‖x − target + σ√(T − t) Z‖². The
+        integral (1 + R)⁻ᵏ = 1/Γ(k) ∫ sᵏ⁻¹ e^{−s(1 + R)} ds reduces it to one dimension, because
+        E[e^{−sR}] = (1 + 2vs)^{−d/2} exp(−s‖x − target‖²/(1 + 2vs)) with v = σ²(T − t).
         """
         return _Radial(self.target, _ColeHopf(self, nodes))
 
 
 class _Logarithm(nn.Module):
-    """w log ½(1 + q) as a function of q, and its first two derivatives."""
+    """The function w log ½(1 + q) of q, and its derivatives ∂ₜ, ∂_q and ∂_q² with ∂ₜ = 0."""
 
     def __init__(self, weight: float):
         super().__init__()
@@ -102,13 +105,13 @@ class _Logarithm(nn.Module):
 
 
 class _ColeHopf(nn.Module):
-    """The value function as a function of (t, q), q = ‖x − target‖², and ∂ₜ, ∂_q, ∂_q² of it."""
+    """The value function of (t, q) with q = ‖x − target‖², and its derivatives ∂ₜ, ∂_q, ∂_q²."""
 
     def __init__(self, problem: LogarithmicTarget, nodes: int | None):
         super().__init__()
         self.a, self.d = 0.5 * problem.diffusion**2, len(problem.target)
         self.k, self.horizon = problem.weight / self.a, problem.horizon
-        # the integrand is 45/k wide where k is small
+        # for small k the integrand has a support of length 45/k in log s
         self.nodes = nodes or 400 + math.ceil(100 / self.k)
 
     def _log_weight(self, y: Tensor, v: Tensor, q: Tensor) -> Tensor:
@@ -120,7 +123,7 @@ class _ColeHopf(nn.Module):
     def forward(self, t: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dtype, t, q = q.dtype, t.double()[:, None], q.double()[:, None]
         v = 2 * self.a * (self.horizon - t).clamp(min=0)
-        # Where is the integrand not negligible? First a coarse grid, then a fine one there.
+        # a coarse grid finds where the integrand is not negligible; a fine grid integrates there
         top = math.log(self.k) + 8
         coarse = torch.linspace(-45 / min(self.k, 1.0), top, 1000, device=q.device).double()
         log = self._log_weight(coarse, v, q)
@@ -132,13 +135,13 @@ class _ColeHopf(nn.Module):
         log = self._log_weight(y, v, q)
         step = (high - low) / (self.nodes - 1)
         log_mean = log.logsumexp(1) + step.log() - math.lgamma(self.k) + self.k * math.log(2.0)
-        # The trapezoidal rule: the integrand vanishes at both ends.
+        # these are trapezoidal sums, because the integrand vanishes at both ends
         weight, s = log.softmax(1), y.exp()
         growth = 1 + 2 * v * s
         slope = s / growth
         first = (weight * slope).sum(1)
         second = first.square() - (weight * slope.square()).sum(1)
-        # by v: −d s/growth + 2 s² q/growth², and ∂ₜv = −2a
+        # the derivative in v of the log integrand is −d s/growth + 2 s² q/growth², and ∂ₜv = −2a
         by_v = (weight * slope * (2 * slope * q - self.d)).sum(1)
         dt = 2 * self.a**2 * by_v
         value, first, second = -self.a * log_mean, self.a * first, self.a * second
@@ -146,7 +149,7 @@ class _ColeHopf(nn.Module):
 
 
 class _Radial(Potential):
-    """A potential that depends on (t, ‖x − target‖²) alone."""
+    """A potential that is a function of t and ‖x − target‖²."""
 
     target: Tensor
 
@@ -164,14 +167,14 @@ class _Radial(Potential):
         return self._at(t, x)[1]
 
     def gradient(self, t: Time, x: Float[Tensor, "batch d"]) -> Gradient:
-        """The value Φ, ∂ₜΦ and ∇ₓΦ."""
+        """The values Φ, ∂ₜΦ and ∇ₓΦ."""
         z, value, dt, first, _ = self._at(t, x)
         return Gradient(value, dt, 2 * first[:, None] * z)
 
     def derivatives(
         self, t: Time, x: Float[Tensor, "batch d"], sigma: Sigma | None = None
     ) -> Derivatives:
-        """The value Φ, ∂ₜΦ, ∇ₓΦ and ΔₓΦ, or tr(σσᵀ∇ₓ²Φ)."""
+        """The values Φ, ∂ₜΦ, ∇ₓΦ and ΔₓΦ, or tr(σσᵀ∇ₓ²Φ)."""
         z, value, dt, first, second = self._at(t, x)
         spread = along_noise(z, sigma)
         trace = 2 * first * noise_trace(sigma, x.shape[1]) + 4 * second * spread.square().sum(-1)
@@ -181,14 +184,16 @@ class _Radial(Potential):
 def best_cost(
     problem: LogarithmicTarget, r: float, *, steps: int, nodes: int = 1600, points: int = 12
 ) -> float:
-    """The least mean cost from a distance r to the target with controls held for `steps` steps.
+    """The least expected cost from distance r to the target, with one constant control per step.
 
-    Vₖ(r) = min {(m − r)²/4h + E Vₖ₊₁(‖m e₁ + σ√h Z‖)} over m, V_N = G, by dynamic programming on
-    that many `nodes` in (0, 4r/3 + 10σ√T), cubic splines, and Gauss quadrature with `points` on
-    each of two axes: the best control is radial, and m the mean distance that it aims at.
+    Dynamic programming computes Vₖ(r) = min_m {(m − r)²/4h + E Vₖ₊₁(‖m e₁ + σ√h Z‖)} with V_N = G.
+    The optimal control is radial, and without noise it would lead to the distance m.
+    Vₖ is a cubic spline with `nodes` nodes in [0, 4r/3 + 10σ√T]. The expectation is computed by
+    Gauss quadrature with `points` points on each of two axes.
 
     Raises:
-        ValueError: there is no step, or the target has dimension 1, where a radius is no state.
+        ValueError: `steps` is below 1, or the target has dimension 1, where the distance alone does
+            not determine the state.
     """
     d, h = len(problem.target), problem.horizon / max(steps, 1)
     if steps < 1 or d < 2:
@@ -210,7 +215,7 @@ def best_cost(
 
 
 def _parabolic_minimum(table: np.ndarray) -> np.ndarray:
-    """The minimum of each row, by the parabola through the least entry and its neighbours."""
+    """The minimum of the parabola through the least entry of each row and its two neighbours."""
     at = table.argmin(1).clip(1, table.shape[1] - 2)
     rows = np.arange(len(table))
     left, middle, right = (table[rows, at + k] for k in (-1, 0, 1))
