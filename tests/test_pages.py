@@ -221,6 +221,25 @@ def test_the_scoreboard_shows_every_claim_and_what_the_results_cost(site):
     assert "stored results took" in text
 
 
+def test_a_reader_picks_rows_of_the_scoreboard(page):
+    visit(page, "book/scoreboard")
+    shown = "details.claim-rows tbody tr:not([hidden])"
+    page.locator("#row-chapter").select_option("7")
+    (chapter,) = chapters.find_chapters(["07_ot_flow"])
+    rows = chapter.claims
+    assert page.locator(shown).count() == len(rows)
+    for kind in ("claim", "finding", "measurement"):
+        page.locator("#row-kind").select_option(kind)
+        wanted = [row for row in rows if row["kind"] == kind]
+        assert page.locator(shown).count() == len(wanted) > 0
+    page.locator("#row-kind").select_option("claim")
+    page.locator("#row-verdict").select_option("supported")
+    wanted = [row for row in rows if (row["kind"], row["verdict"]) == ("claim", "supported")]
+    assert page.locator(shown).count() == len(wanted) > 0
+    page.locator("#row-text").fill("no row has this text")
+    assert page.locator(shown).count() == 0
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_colab_opens_the_notebook_of_the_repository(site, name):
     assert [link for link in links(site, name) if "colab" in link] == [f"{COLAB}{name}.ipynb"]

@@ -5,6 +5,7 @@ import os
 import re
 import tomllib
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Scoreboard(SphinxDirective):
         chapters = all_chapters()
         found = [row for chapter in chapters for row in claims.read(chapter.claims_file)]
         total = f"All {len(found)} rows of the book: {counted(found)}."
-        lines = [*sentence_lines(chapters), "", total, "", *filter_lines(), ""]
+        lines = [*sentence_lines(chapters), "", total, "", *filter_lines(chapters), ""]
         for chapter in chapters:
             lines += chapter_lines(chapter)
         node = nodes.container()
@@ -67,14 +68,22 @@ def sentence_lines(chapters: list[Chapter]) -> list[str]:
     return lines
 
 
-def filter_lines() -> list[str]:
+def filter_lines(chapters: list[Chapter]) -> list[str]:
     """The controls by which a reader picks rows; a few lines of script act on them."""
-    options = "".join(f"<option>{kind}</option>" for kind in (*KINDS, *claims.VERDICTS))
+    numbers = [str(int(chapter.name[:2])) for chapter in chapters]
+
+    def select(name: str, label: str, every: str, values: Iterable[str]) -> str:
+        options = "".join(f"<option>{value}</option>" for value in values)
+        head = f'<option value="">{every}</option>'
+        return f'<label>{label} <select id="row-{name}">{head}{options}</select></label> '
+
     return [
         "```{raw} html",
-        '<p class="row-filter"><label>Show rows that are '
-        f'<select id="row-kind"><option value="">of any kind</option>{options}</select></label> '
-        '<label>and contain <input id="row-text" type="search"></label></p>',
+        '<p class="row-filter">',
+        select("chapter", "Chapter", "all", numbers),
+        select("kind", "Kind", "any", KINDS),
+        select("verdict", "Verdict", "any", claims.VERDICTS),
+        '<label>Text <input id="row-text" type="search"></label></p>',
         "```",
     ]
 

@@ -1,27 +1,26 @@
 // Shows the rows of the scoreboard that the reader picked, and unfolds the chapters that have them.
 document.addEventListener("DOMContentLoaded", () => {
-  const kind = document.getElementById("row-kind"), text = document.getElementById("row-text");
-  if (!kind) return;
+  const picked = ["chapter", "kind", "verdict", "text"].map(
+    name => document.getElementById("row-" + name));
+  if (!picked[0]) return;
   const show = () => {
-    const asked = kind.value || text.value;
+    const [number, kind, verdict, text] = picked.map(input => input.value.toLowerCase());
     document.querySelectorAll("details.claim-rows").forEach(chapter => {
+      const asked = !number || parseInt(chapter.querySelector("summary").textContent) === +number;
       let found = 0;
       chapter.querySelectorAll("tbody tr").forEach(row => {
-        const head = row.closest("table").querySelector("th").textContent.trim();
         const said = row.textContent.toLowerCase();
-        const isMeasurement = head === "measured";
-        const finding = said.includes("(this book)");
-        const kinds = isMeasurement ? ["measurement"]
-          : [finding ? "finding" : "claim", row.lastElementChild.querySelector("em")?.textContent];
-        const shown = (!kind.value || kinds.includes(kind.value))
-          && said.includes(text.value.toLowerCase());
+        const measured = row.closest("table").querySelector("th").textContent.trim() === "measured";
+        const is = measured ? "measurement" : said.includes("(finding)") ? "finding" : "claim";
+        const judged = measured ? "" : row.lastElementChild.querySelector("em")?.textContent;
+        const shown = asked && (!kind || is === kind) && (!verdict || judged === verdict)
+          && said.includes(text);
         row.hidden = !shown;
         found += shown;
       });
       chapter.hidden = !found;
-      chapter.open = Boolean(asked) && found > 0;
+      chapter.open = picked.some(input => input.value) && found > 0;
     });
   };
-  kind.addEventListener("change", show);
-  text.addEventListener("input", show);
+  picked.forEach(input => input.addEventListener("input", show));
 });

@@ -12,7 +12,7 @@ from ctdl_lib.generative import Flow, ot_flow
 from ctdl_lib.learning import Step, cosine, train
 from ctdl_lib.potentials import ResNetPotential
 from ctdl_lib.problems.densities import TOYS, Density, Estimate
-from machinery.store import Record, Store
+from machinery.store import Store
 
 FINE = 32  # Runge–Kutta steps by which a trained flow is judged
 POINTS = 10_000  # held out, the same for all seeds of a density
@@ -123,28 +123,16 @@ def rate(key: Settings) -> Callable[[int], float]:
     return lambda k: falling(k) * min(1.0, (k + 1) / max(key.warmup, 1))
 
 
-def fit_with_record(
-    store: Store, key: Settings, seed: int, device: str = "cpu", name: str | None = None
-) -> tuple[Flow, Record]:
-    """The flow fitted with the settings `key`, and the record of its training."""
+def fit(store: Store, name: str, seed: int, device: str = "cpu") -> Flow:
+    """The flow of the density `name`: loaded, trained or tried out, as the store's `run` says."""
+    key = settings(name)
     flow = untrained(key, seed)
 
     def training(steps: int, file: Path | None) -> Iterator[Step]:
         return steps_of(flow, key, seed, steps, file, device)
 
-    stored = asdict(key) | {"seed": seed}
-    record = store.fit(name or f"{key.density}-{seed}", flow, stored, training, device=device)
-    return flow.requires_grad_(False), record
-
-
-def fit(store: Store, name: str, seed: int, device: str = "cpu") -> Flow:
-    """The flow of the density `name`: loaded, trained or tried out, as the store's `run` says."""
-    return fit_with_record(store, settings(name), seed, device)[0]
-
-
-def fits(store: Store, seeds: Sequence[int] = SEEDS, device: str = "cpu") -> dict[str, list[Flow]]:
-    """The flows of all seven densities, one a seed."""
-    return {name: [fit(store, name, seed, device) for seed in seeds] for name in TOYS}
+    store.fit(f"{name}-{seed}", flow, asdict(key) | {"seed": seed}, training, device=device)
+    return flow.requires_grad_(False)
 
 
 def held_out(name: str, points: int = POINTS) -> Tensor:
@@ -180,24 +168,17 @@ def gap(flow: Flow, name: str, seed: int, x: Tensor | None = None) -> Gap:
     return Gap(name, seed, least + found.value, least, found.value, found.standard_error)
 
 
-def nll_table(
-    flows: dict[str, list[Flow]], seeds: Sequence[int] = SEEDS, points: int = POINTS
+def gaps(
+    store: Store, seeds: Sequence[int] = SEEDS, points: int = POINTS, device: str = "cpu"
 ) -> list[Gap]:
-    """The gaps of all flows, density by density and seed by seed."""
-    x = {name: held_out(name, points) for name in flows}
-    pairs = ((name, *pair) for name in flows for pair in zip(flows[name], seeds, strict=True))
-    return [gap(flow, name, seed, x[name]) for name, flow, seed in pairs]
+    """The gaps of all flows, density by density and seed by seed, measured once and kept."""
+    key = {name: asdict(settings(name)) for name in TOYS}
+    key |= {"seeds": list(seeds), "points": points, "fine": FINE, "held out": HELD_OUT_SEED}
 
+    def rows(name: str) -> list[dict[str, Any]]:
+        x = held_out(name, points)
+        flows = [fit(store, name, seed, device) for seed in seeds]
+        return [asdict(gap(f, name, seed, x)) for f, seed in zip(flows, seeds, strict=True)]
 
-def shown(gaps: Sequence[Gap]) -> str:
-    """The table as text: for each density the least NLL, and the gaps' mean, maximum and error."""
-    lines = [f"{'':13s}  least  mean gap  largest  standard error"]
-    for name in dict.fromkeys(row.density for row in gaps):
-        rows = [row for row in gaps if row.density == name]
-        values = [row.gap for row in rows]
-        error = max(row.standard_error for row in rows)
-        lines.append(
-            f"{name:13s} {rows[0].least:6.3f} {sum(values) / len(values):9.3f}"
-            f" {max(values):8.3f} {error:15.4f}"
-        )
-    return "\n".join(lines)
+    numbers = store.measure("gaps", key, lambda: {name: rows(name) for name in TOYS}).numbers
+    return [Gap(**row) for found in numbers.values() for row in found]

@@ -58,7 +58,7 @@ class Evidence:
     @property
     def seconds(self) -> dict[str, list[float]]:
         """The seconds of training to the goal."""
-        return {name: [f.record.seconds for f in found] for name, found in self.raced.items()}
+        return {name: [f.seconds for f in found] for name, found in self.raced.items()}
 
     @property
     def bends(self) -> dict[str, list[float]]:
@@ -75,23 +75,25 @@ def gather(run: Run, device: str = "cpu", seed: int = 0) -> Evidence:
     """The numbers of the chapter: loaded, computed or tried out as `run` says."""
     store, device = Store(CHAPTER, run), device_of(device)
     seeds = [seed + s for s in densities.SEEDS[: 2 if run == "smoke" else None]]
+    others = [seed + s for s in steps.SEEDS[: 2 if run == "smoke" else None]]
     points = 200 if run == "smoke" else POINTS
-    flows = densities.fits(store, seeds, device)
-    raced = race.race(store, [seed + s for s in race.SEEDS[: 1 if run == "smoke" else None]])
+    racing = [seed + s for s in race.SEEDS[: 1 if run == "smoke" else None]]
     x = densities.held_out(race.DENSITY, points)[:1000]
-    compared = {name: raced[name] for name in ("OT-Flow", "FFJORD")}
+    compared = {
+        name: [race.compete(store, name, s)[0] for s in racing[:3]] for name in race.COMPARED
+    }
     found = images.latent(store, seed)
     return Evidence(
-        gaps=densities.nll_table(flows, seeds, points),
-        gaussian={name: gaussian_gaps(name, seeds, points) for name in flows},
-        by_steps={k: steps.by_steps([f.flow for f in v], x) for k, v in compared.items()},
-        ablation=steps.ablation(store, seeds, device),
+        gaps=densities.gaps(store, seeds, points, device),
+        gaussian={name: gaussian_gaps(name, seeds, points) for name in TOYS},
+        by_steps={name: steps.by_steps(flows, x) for name, flows in compared.items()},
+        ablation=steps.ablation(store, others, device),
         tried=helped.helped(store),
-        raced=raced,
-        clock=race.clocks(store, compared).numbers,
-        searched={name: race.searched(store, name).numbers for name in raced},
+        raced=race.race(store, racing),
+        searched={name: race.searched(store, name).numbers for name in race.ENTRANTS},
+        clock=race.clocks(store, racing).numbers,
         trace=steps.trace_costs(store, seed).numbers,
-        concrete=tabular.records(store, seeds),
+        concrete=tabular.records(store, others),
         latent=images.distances(found),
         apart=images.told_apart(store, found),
         store=store,

@@ -57,10 +57,10 @@ def results(run: Run, device: str = "cpu", seed: int = 0) -> Results:
     first = seed + densities.SEEDS[0]
     flows = {name: densities.fit(store, name, first, device) for name in TOYS}
     names = ("FFJORD", "OT-Flow")
-    seeds = [seed + s for s in densities.SEEDS[: 2 if run == "smoke" else None]]
+    seeds = [seed + s for s in steps.SEEDS[: 2 if run == "smoke" else None]]
     return Results(
         densities=flows,
-        equally_likely={name: race.compete(store, name, first).flow for name in names},
+        equally_likely={name: race.compete(store, name, seeds[0])[0] for name in names},
         ablation=steps.ablation(store, seeds, device),
         points=200 if run == "smoke" else 2_000,
     )

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ OT_FLOW = OURS | {"lr": 0.1, "steps": 400, "density": DENSITY, "alpha": 30, "bet
 FFJORD = {"width": 64, "hidden": 3, "tol": 1e-5, "batch": 512, "lr": 0.03, "steps": 400}
 MONGE_AMPERE = OURS | {"lr": 0.1, "steps": 400}
 GENERATOR = OURS | {"lr": 0.03, "steps": 2000, "batch": 2048, "hjb": 0.1, "directions": 64}
-RNODE = {"width": 64, "hidden": 3, "rk4": 4, "batch": 512, "lr": 0.03, "steps": 400}
+RNODE = {"width": 64, "hidden": 3, "rk4": 8, "batch": 512, "lr": 0.03, "steps": 400}
 RNODE |= {"kinetic": 0.01, "jacobian": 0.01}
 ENTRANTS: dict[str, dict[str, Any]] = {
     "OT-Flow": OT_FLOW,
@@ -42,6 +42,7 @@ ENTRANTS: dict[str, dict[str, Any]] = {
     "Monge–Ampère flow": MONGE_AMPERE,
     "potential flow generator": GENERATOR,
 }
+COMPARED = ("OT-Flow", "FFJORD")
 FINE = 16  # Runge–Kutta steps by which those that train with fixed steps are checked
 RATES = (0.01, 0.03, 0.1)  # tried for each entrant on seed 0
 TOL = 1e-5  # of the adaptive solver whose evaluations are counted
@@ -51,22 +52,17 @@ SAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Finish:
-    """A flow at the end of its training, and how it got there.
+    """Where an entrant stopped, and how it got there.
 
     `gap` is its NLL above the least, `bend` the extra length of its paths, and `evaluations` those
     of an adaptive solver with tolerance 1e-5, from data to reference with the likelihood.
     """
 
-    flow: Flow
-    record: Record
+    steps: int
+    seconds: float
     gap: float
     bend: float
     evaluations: int
-
-    @property
-    def steps(self) -> int:
-        """How many steps of training it took."""
-        return len(self.record.losses)
 
 
 def checked() -> Tensor:
@@ -144,17 +140,21 @@ def steps_of(
     yield from until(run, lambda: mean_nll(flow, x) <= goal)
 
 
-def compete(store: Store, name: str, seed: int) -> Finish:
-    """The entrant `name` where it stopped: at 0.05 nats above the least, or after all its steps."""
-    flow, x = built(name, seed), checked()
+def compete(store: Store, name: str, seed: int) -> tuple[Flow, Record]:
+    """The entrant where it stopped: at 0.05 nats above the least NLL, or after all its steps."""
+    flow = built(name, seed)
     training = partial(steps_of, name, ENTRANTS[name], flow, seed)
     key = ENTRANTS[name] | RACE | {"seed": seed}
     record = store.fit(f"race-{name.replace(' ', '-')}-{seed}", flow, key, training)
-    flow.requires_grad_(False)
-    count = Statistics()
+    return flow.requires_grad_(False), record
+
+
+def finish(flow: Flow, record: Record) -> Finish:
+    """What the flow of an entrant is worth."""
+    x, count = checked(), Statistics()
     solved(flow, tol=TOL).transform(x, statistics=count)
     gap = mean_nll(flow, x) - mean_nll(TOYS[DENSITY], x)
-    return Finish(flow, record, gap, bend(flow, x), count.evaluations)
+    return Finish(len(record.losses), record.seconds, gap, bend(flow, x), count.evaluations)
 
 
 def searched(store: Store, name: str) -> Record:
@@ -180,8 +180,17 @@ def searched(store: Store, name: str) -> Record:
 
 
 def race(store: Store, seeds: Sequence[int] = SEEDS) -> dict[str, list[Finish]]:
-    """All entrants at the goal, one a seed."""
-    return {name: [compete(store, name, seed) for seed in seeds] for name in ENTRANTS}
+    """Where all entrants stopped, one a seed."""
+    key = {"entrants": ENTRANTS, "race": RACE, "seeds": list(seeds), "tol": TOL, "fine": FINE}
+
+    def compute() -> dict[str, list[dict[str, Any]]]:
+        return {
+            name: [asdict(finish(*compete(store, name, seed))) for seed in seeds]
+            for name in ENTRANTS
+        }
+
+    found = store.measure("race", key, compute).numbers
+    return {name: [Finish(**row) for row in rows] for name, rows in found.items()}
 
 
 def table(raced: Mapping[str, Sequence[Finish]]) -> str:
@@ -195,7 +204,7 @@ def table(raced: Mapping[str, Sequence[Finish]]) -> str:
             [f"{f.gap:.3f}" for f in found],
             [f"{100 * f.bend:.2f}" for f in found],
             [f"{f.evaluations}" for f in found],
-            [f"{f.record.seconds:.0f}" for f in found],
+            [f"{f.seconds:.0f}" for f in found],
             [f"{f.steps}" for f in found],
         )
         cells = (_range(column) for column in columns)
@@ -220,7 +229,7 @@ def search_table(searched: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     return "\n".join(lines)
 
 
-def clocks(store: Store, raced: dict[str, list[Finish]]) -> Record:
+def clocks(store: Store, seeds: Sequence[int] = SEEDS) -> Record:
     """The milliseconds of a training step of 512 points and of 10,000 samples, taken by turns.
 
     FFJORD samples with its own tolerance, and with the loosest one whose samples are as close to
@@ -228,14 +237,13 @@ def clocks(store: Store, raced: dict[str, list[Finish]]) -> Record:
     """
     smoke = store.run == "smoke"
     n = 200 if smoke else SAMPLES
-    names, seeds = list(raced), [f.record.settings["seed"] for f in raced["OT-Flow"]]
-    key = {"entrants": {name: ENTRANTS[name] | RACE for name in names}, "seeds": seeds}
-    key |= {"points": n, "rounds": 5}
+    key = {"entrants": {name: ENTRANTS[name] for name in COMPARED}, "race": RACE}
+    key |= {"seeds": list(seeds), "points": n, "rounds": 5}
 
     def compute() -> dict[str, list[float]]:
         found: dict[str, list[float]] = {}
-        for pair in zip(*raced.values(), strict=True):
-            runs = _runs(pair[0].flow, pair[1].flow, n)
+        for seed in seeds:
+            runs = _runs(*(compete(store, name, seed)[0] for name in COMPARED), n)
             best = instruments.interleaved_times(runs, rounds=1 if smoke else 5)
             for name, seconds in best.items():
                 found.setdefault(name, []).append(1e3 * seconds)
