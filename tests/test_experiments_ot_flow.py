@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ctdl_lib.problems.densities import TOYS
-from experiments.ot_flow import densities, helped, images, steps
+from experiments.ot_flow import densities, evidence, helped, images, steps
 from machinery.store import Store
 
 
@@ -118,3 +118,12 @@ def test_smoke_runs_of_the_measurements_leave_no_file(tmp_path):
     assert len(steps.ablation(store, seeds=[10])["β=1, 2 steps"]) == 1
     assert list(helped.helped(store, seeds=[0])) == ["as chosen"]
     assert not list(tmp_path.rglob("*"))
+
+
+def test_the_stored_gaps_are_those_of_the_stored_weights():
+    store = Store("07_ot_flow", "saved")
+    kept = densities.gaps(store, points=evidence.POINTS)
+    x = densities.held_out("circles", evidence.POINTS)
+    for row in (row for row in kept if row.density == "circles"):
+        again = densities.gap(densities.fit(store, "circles", row.seed), "circles", row.seed, x)
+        assert again.gap == pytest.approx(row.gap, abs=1e-4)

@@ -130,3 +130,14 @@ def test_all_entrants_have_the_same_search(tmp_path):
     found = race.searched(store, "RNODE").numbers
     assert list(found) == [str(lr) for lr in race.RATES]
     assert all(len(row) == 3 for row in found.values())
+
+
+@pytest.mark.parametrize("name", ["OT-Flow", "RNODE"])
+def test_the_stored_finish_is_that_of_the_stored_weights(name):
+    store = Store("07_ot_flow", "saved")
+    kept = race.race(store)[name][0]
+    again = race.finish(*race.compete(store, name, race.SEEDS[0]))
+    assert (again.steps, again.seconds) == (kept.steps, kept.seconds)
+    assert again.gap == pytest.approx(kept.gap, abs=1e-4)
+    assert again.bend == pytest.approx(kept.bend, rel=1e-2)
+    assert again.evaluations == pytest.approx(kept.evaluations, rel=0.2)
