@@ -71,7 +71,7 @@ CHANGED: dict[str, dict[str, Any]] = {  # sharp corners and many turns take long
     "pinwheel": {"steps": 6000},
     "checkerboard": {"beta": 2.0, "steps": 5000},
     "2spirals": {
-        **{"alpha": 60.0, "beta": 3.0, "rk4": 12, "steps": 6000},
+        **{"alpha": 60.0, "beta": 3.0, "rk4": 12, "steps": 8000},
         **{"lr": 0.05, "warmup": 100, "width": 48},
     },
 }
