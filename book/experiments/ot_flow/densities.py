@@ -152,8 +152,8 @@ def solved(flow: Flow, **solver: Any) -> Flow:
     return Flow(flow.velocity, 2, solver=solver, standardize=False)
 
 
-def mean_nll(model: Flow | Density, x: Tensor) -> float:
-    """The mean negative log-likelihood of the points x, in nats."""
+def mean_nll(model: Any, x: Tensor) -> float:
+    """The mean of −log p(x) over the points x in nats, for a `model` that has a `log_prob`."""
     return -model.log_prob(x).mean().item()
 
 

@@ -42,7 +42,7 @@ class Evidence:
     searched: dict[str, dict[str, list[float]]]
     clock: dict[str, list[float]]
     trace: dict[str, dict[str, float]]
-    concrete: dict[str, list[dict[str, float]]]
+    tables: tabular.Found
     latent: dict[str, float]
     apart: dict[str, float]
     store: Store
@@ -93,7 +93,7 @@ def gather(run: Run, device: str = "cpu", seed: int = 0) -> Evidence:
         searched={name: race.searched(store, name).numbers for name in race.ENTRANTS},
         clock=race.clocks(store, racing).numbers,
         trace=steps.trace_costs(store, seed).numbers,
-        concrete=tabular.records(store, others),
+        tables=tabular.records(store, others),
         latent=images.distances(found),
         apart=images.told_apart(store, found),
         store=store,
@@ -114,7 +114,13 @@ def gaussian_gaps(name: str, seeds: list[int], points: int) -> list[float]:
 
 def rows(e: Evidence) -> list[Row]:
     """All claims, findings and measurements of the chapter."""
-    return [*_density_rows(e), *_step_rows(e), *_race_rows(e), *_other_rows(e)]
+    return [
+        *_density_rows(e),
+        *_step_rows(e),
+        *_race_rows(e),
+        *tabular.rows(e.tables),
+        *_other_rows(e),
+    ]
 
 
 def _density_rows(e: Evidence) -> list[Row]:
@@ -273,8 +279,8 @@ def _other_rows(e: Evidence) -> list[Row]:
     inverse = max(row.inverse_error[0] for row in e.by_steps["OT-Flow"] if row.steps == 8)
     trace = e.trace["43"]
     over: Any = Measurement.over_seeds
-    tested = {name: [row["test"] for row in found] for name, found in e.concrete.items()}
-    gap = [a - b for a, b in zip(tested["OT-Flow"], tested["NSF"], strict=True)]
+    concrete = e.tables["concrete"]
+    nll, gap = tabular.tested(concrete, "OT-Flow"), tabular.above_best(concrete, "OT-Flow", ["NSF"])
     middle = 100 * (1 - e.latent["reference"] / e.latent["codes"])
     return [
         Measurement(
@@ -290,7 +296,7 @@ def _other_rows(e: Evidence) -> list[Row]:
             trace["exact"] / trace["one probe"],
             "times",
         ),
-        over("otflow.concrete.nll", BOOK, "test NLL of concrete", tested["OT-Flow"], "nats"),
+        over("otflow.concrete.nll", BOOK, "test NLL of concrete", nll, "nats"),
         over("otflow.concrete.gap", BOOK, "the same less that of a spline flow", gap, "nats"),
         Measurement(
             "otflow.latent.middle",

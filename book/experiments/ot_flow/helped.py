@@ -14,7 +14,7 @@ from .densities import PUBLISHED, Settings, gap, held_out, settings, steps_of, u
 
 DENSITY = "circles"
 SEEDS = (0, 1)  # those on which settings are chosen
-STEPS, EVERY = 1500, 300
+STEPS, EVERY = 1000, 200
 POINTS, SMOKE_POINTS = 2_000, 200
 
 
@@ -31,12 +31,11 @@ def variants() -> dict[str, Settings]:
         "no clipping": replace(key, max_grad_norm=None),
         "half of the points": replace(key, batch=key.batch // 2),
         "8 steps from the start": replace(key, first=key.rk4),
-        "width 64": replace(key, width=64),
     }
 
 
 def curve(key: Settings, seed: int, smoke: bool = False) -> dict[str, list[float]]:
-    """The `seconds` of a training and the `gap` of the flow, every 300 steps.
+    """The `seconds` of a training and the `gap` of the flow, every 200 steps.
 
     With an average of the weights, the gap is that of the average at that time.
     """

@@ -32,8 +32,8 @@ OURS = {"width": 32, "layers": 2, "batch": 512, "rk4": 4}
 OT_FLOW = OURS | {"lr": 0.1, "steps": 400, "density": DENSITY, "alpha": 30, "beta": 1}
 FFJORD = {"width": 64, "hidden": 3, "tol": 1e-5, "batch": 512, "lr": 0.03, "steps": 400}
 MONGE_AMPERE = OURS | {"lr": 0.1, "steps": 400}
-GENERATOR = OURS | {"lr": 0.03, "steps": 2000, "batch": 2048, "hjb": 0.1, "directions": 64}
-RNODE = {"width": 64, "hidden": 3, "rk4": 8, "batch": 512, "lr": 0.03, "steps": 400}
+GENERATOR = OURS | {"lr": 0.1, "steps": 1500, "batch": 1024, "hjb": 0.01, "directions": 64}
+RNODE = {"width": 64, "hidden": 3, "rk4": 8, "batch": 512, "lr": 0.01, "steps": 400}
 RNODE |= {"kinetic": 0.01, "jacobian": 0.01}
 ENTRANTS: dict[str, dict[str, Any]] = {
     "OT-Flow": OT_FLOW,
