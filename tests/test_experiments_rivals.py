@@ -1,10 +1,10 @@
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from ctdl_lib import metrics
 from ctdl_lib.generative import Flow
 from ctdl_lib.potentials import AutodiffPotential, ResNetPotential
 from experiments.ot_flow import race, rivals
@@ -67,27 +67,17 @@ def test_a_generator_follows_a_solution_of_hjb_without_penalty():
     torch.testing.assert_close(wrong.penalty, (0.5 * c.square().sum()).square().expand(6))
 
 
-def test_the_sliced_distance_of_a_shift_is_known():
-    x = torch.randn(50, 2, generator=seeded(), dtype=torch.float64)
-    shift = torch.tensor([1.0, -2.0], dtype=torch.float64)
-    angles = torch.pi * (torch.arange(16, dtype=torch.float64) + 0.3) / 16
-    found = rivals.sliced_wasserstein(x, x + shift, angles)
-    torch.testing.assert_close(found, shift.square().sum() / 2)
-    shuffled = x[torch.randperm(50, generator=seeded())]
-    assert rivals.sliced_wasserstein(x, shuffled, angles) == pytest.approx(0, abs=1e-28)
-
-
-def test_the_sliced_distance_agrees_with_linear_assignment_on_lines():
-    scipy = pytest.importorskip("scipy.optimize")
-    x, y = torch.randn(2, 20, 2, generator=seeded(), dtype=torch.float64)
-    angles = torch.tensor([0.1, 0.9, 2.0], dtype=torch.float64)
-    found = []
-    for a in angles.tolist():
-        e = np.array([math.cos(a), math.sin(a)])
-        cost = (x.numpy() @ e)[:, None] - (y.numpy() @ e)[None]
-        rows, columns = scipy.linear_sum_assignment(cost**2)
-        found.append((cost[rows, columns] ** 2).mean())
-    assert rivals.sliced_wasserstein(x, y, angles).item() == pytest.approx(np.mean(found))
+def test_the_kernel_distance_is_the_sum_of_the_librarys_and_has_a_gradient():
+    x, y = torch.randn(2, 40, 2, generator=seeded(), dtype=torch.float64)
+    y = (y + 1).requires_grad_()
+    found = rivals.kernel_distance(x, y, (0.5, 2.0))
+    one_by_one = [metrics.mmd(x, y.detach(), bandwidth=h) for h in (0.5, 2.0)]
+    assert found.item() == pytest.approx(sum(one_by_one))
+    (slope,) = torch.autograd.grad(found, y)
+    assert (slope.mean(0) > 0).all()  # further away, more distance
+    small = 1e-6 * torch.ones_like(x)
+    change = rivals.kernel_distance(x, y + small, (0.5, 2.0)) - found
+    assert change.item() == pytest.approx((slope * small).sum().item(), rel=1e-4)
 
 
 def test_the_regularisers_of_a_linear_velocity_are_known():
@@ -107,7 +97,7 @@ def test_the_likelihood_of_a_rival_is_that_of_its_flow(name):
     flow = race.built(name, 0)
     x, z = torch.randn(2, 8, 2, generator=seeded())
     key = race.ENTRANTS[name]
-    loss = race.objective(name, key, flow, Draw(x, z, torch.zeros(1)))
+    loss = race.objective(name, key, flow, Draw(x, z))
     nll = loss["nll"] if name == "RNODE" else loss
     solved = Flow(flow.velocity, 2, solver={"steps": key["rk4"]}, standardize=False)
     torch.testing.assert_close(nll, -solved.log_prob(x).mean())

@@ -32,7 +32,8 @@ OURS = {"width": 32, "layers": 2, "batch": 512, "rk4": 4}
 OT_FLOW = OURS | {"lr": 0.1, "steps": 400, "density": DENSITY, "alpha": 30, "beta": 1}
 FFJORD = {"width": 64, "hidden": 3, "tol": 1e-5, "batch": 512, "lr": 0.03, "steps": 400}
 MONGE_AMPERE = OURS | {"lr": 0.1, "steps": 400}
-GENERATOR = OURS | {"lr": 0.1, "steps": 1500, "batch": 1024, "hjb": 0.01, "directions": 64}
+GENERATOR = OURS | {"lr": 0.1, "steps": 1500, "hjb": 0.01}
+GENERATOR |= {"bandwidths": [0.25, 0.5, 1.0, 2.0], "distance": 10.0}
 RNODE = {"width": 64, "hidden": 3, "rk4": 8, "batch": 512, "lr": 0.01, "steps": 400}
 RNODE |= {"kinetic": 0.01, "jacobian": 0.01}
 ENTRANTS: dict[str, dict[str, Any]] = {
@@ -116,7 +117,8 @@ def objective(name: str, key: Mapping[str, Any], flow: Flow, draw: Draw) -> Any:
     if name == "Monge–Ampère flow":
         return rivals.monge_ampere_loss(flow, draw, key["rk4"])
     if name == "potential flow generator":
-        return rivals.generator_loss(flow, draw, key["rk4"], key["hjb"])
+        weights = {part: key[part] for part in ("bandwidths", "distance", "hjb")}
+        return rivals.generator_loss(flow, draw, key["rk4"], **weights)
     return -flow.log_prob(draw.x).mean()
 
 
@@ -129,11 +131,7 @@ def steps_of(
 
     def draw(k: int) -> Draw:
         generator, n = seeded(seed, k + 1), key["batch"]
-        points = TOYS[DENSITY].sample(n, generator)
-        z = torch.randn(n, 2, generator=generator)
-        offset = torch.rand((), generator=generator)
-        directions = key.get("directions", 1)
-        return Draw(points, z, torch.pi * (torch.arange(directions) + offset) / directions)
+        return Draw(TOYS[DENSITY].sample(n, generator), torch.randn(n, 2, generator=generator))
 
     lr, loss = cosine(key["lr"], key["steps"]), partial(objective, name, key)
     run = train(flow, loss, draw, steps=steps, lr=lr, checkpoint=file)
