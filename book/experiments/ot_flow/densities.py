@@ -69,11 +69,8 @@ PUBLISHED = {  # α and β of the settings documented with the paper's code
 }
 CHANGED: dict[str, dict[str, Any]] = {  # sharp corners and many turns take longer
     "pinwheel": {"steps": 6000},
-    "checkerboard": {"beta": 2.0, "steps": 5000},
-    "2spirals": {
-        **{"alpha": 60.0, "beta": 3.0, "rk4": 12, "steps": 8000},
-        **{"lr": 0.05, "warmup": 100, "width": 48},
-    },
+    "checkerboard": {"steps": 5000},
+    "2spirals": {"beta": 3.0, "rk4": 10, "steps": 5000, "lr": 0.05, "warmup": 100, "width": 48},
 }
 
 

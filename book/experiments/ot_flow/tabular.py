@@ -30,7 +30,7 @@ from machinery.store import Record, Store
 from .densities import mean_nll, seeded
 from .steps import SEEDS
 
-SECONDS = 12  # the budget of a training, on one thread
+SECONDS = 8  # the budget of a training, on one thread
 PROTOCOL: dict[str, Any] = {
     **{"jitter": 0.1, "batch": 206, "clip": 10.0, "window": 0.05, "bandwidth": 3.0},
     **{"judged": 1000, "zuko": version("zuko")},
