@@ -69,7 +69,7 @@ PUBLISHED = {  # α and β of the settings documented with the paper's code
 }
 CHANGED: dict[str, dict[str, Any]] = {  # sharp corners and many turns take longer
     "pinwheel": {"steps": 6000},
-    "checkerboard": {"steps": 5000},
+    "checkerboard": {"alpha": 15.0, "beta": 2.0, "lr": 0.03, "steps": 6000},
     "2spirals": {"beta": 3.0, "rk4": 10, "steps": 5000, "lr": 0.05, "warmup": 100, "width": 48},
 }
 
