@@ -122,6 +122,15 @@ def test_all_entrants_have_the_same_search(tmp_path):
     assert all(len(row) == 3 for row in found.values())
 
 
+@pytest.mark.parametrize("name", list(race.ENTRANTS))
+def test_the_rate_of_an_entrant_is_the_best_of_the_search(name):
+    found = race.searched(Store("07_ot_flow", "saved"), name).numbers
+    at_goal = {lr: s for lr, (_, s, gap) in found.items() if gap <= race.RACE["target"]}
+    gaps = {lr: gap for lr, (_, _, gap) in found.items()}
+    best = min(at_goal, key=at_goal.__getitem__) if at_goal else min(gaps, key=gaps.__getitem__)
+    assert race.ENTRANTS[name]["lr"] == float(best)
+
+
 @pytest.mark.parametrize("name", ["OT-Flow", "RNODE"])
 def test_the_stored_finish_is_that_of_the_stored_weights(name):
     store = Store("07_ot_flow", "saved")

@@ -85,6 +85,27 @@ def settings(name: str, **changes: Any) -> Settings:
     return Settings(name, **(CHANGED.get(name, {}) | changes))
 
 
+def settings_table() -> str:
+    """The settings of all densities beside the published weights, as a Markdown table."""
+    head = [
+        "density",
+        "α (published)",
+        "β (published)",
+        "iterations",
+        "solver steps",
+        "rate",
+        "width",
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    for name, (alpha, beta) in PUBLISHED.items():
+        key = settings(name)
+        lines.append(
+            f"| {name} | {key.alpha:g} ({alpha:g}) | {key.beta:g} ({beta:g}) | {key.steps:,}"
+            f" | {key.first} to {key.rk4} | {key.lr:g} | {key.width} |"
+        )
+    return "\n".join(lines)
+
+
 def seeded(seed: int, k: int = 0) -> torch.Generator:
     """The generator of the k-th batch of a run; k = 0 draws its first weights."""
     return torch.Generator().manual_seed(1_000_003 * seed + k)

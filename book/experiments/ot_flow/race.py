@@ -30,11 +30,11 @@ SEEDS = (10, 11, 12, 13, 14)  # learning rates were chosen on seed 0
 RACE = {"target": 0.05, "check": 25, "checked": 5000, "seed": 0}
 OURS = {"width": 32, "layers": 2, "batch": 512, "rk4": 4}
 OT_FLOW = OURS | {"lr": 0.1, "steps": 400, "density": DENSITY, "alpha": 30, "beta": 1}
-FFJORD = {"width": 64, "hidden": 3, "tol": 1e-5, "batch": 512, "lr": 0.03, "steps": 400}
+FFJORD = {"width": 64, "hidden": 3, "tol": 1e-5, "batch": 512, "lr": 0.01, "steps": 400}
 MONGE_AMPERE = OURS | {"lr": 0.1, "steps": 400}
 GENERATOR = OURS | {"lr": 0.1, "steps": 1500, "hjb": 0.01}
 GENERATOR |= {"bandwidths": [0.25, 0.5, 1.0, 2.0], "distance": 10.0}
-RNODE = {"width": 64, "hidden": 3, "rk4": 8, "batch": 512, "lr": 0.01, "steps": 400}
+RNODE = {"width": 64, "hidden": 3, "rk4": 8, "batch": 512, "lr": 0.1, "steps": 400}
 RNODE |= {"kinetic": 0.01, "jacobian": 0.01}
 ENTRANTS: dict[str, dict[str, Any]] = {
     "OT-Flow": OT_FLOW,
@@ -106,7 +106,7 @@ def built(name: str, seed: int) -> Flow:
     return Flow(phi, 2, solver={"steps": FINE}, standardize=False)
 
 
-def objective(name: str, key: Mapping[str, Any], flow: Flow, draw: Draw) -> Any:
+def objective(name: str, key: Mapping[str, Any], flow: Any, draw: Draw) -> Any:
     """The loss of an entrant on what a step has drawn."""
     if name == "OT-Flow":
         weights = {"likelihood": key["alpha"], "hjb": key["beta"]}
@@ -241,7 +241,8 @@ def clocks(store: Store, seeds: Sequence[int] = SEEDS) -> Record:
     def compute() -> dict[str, list[float]]:
         found: dict[str, list[float]] = {}
         for seed in seeds:
-            runs = _runs(*(compete(store, name, seed)[0] for name in COMPARED), n)
+            ours, theirs = (compete(store, name, seed)[0] for name in COMPARED)
+            runs = _runs(ours, theirs, n)
             best = instruments.interleaved_times(runs, rounds=1 if smoke else 5)
             for name, seconds in best.items():
                 found.setdefault(name, []).append(1e3 * seconds)
