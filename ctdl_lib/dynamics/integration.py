@@ -339,6 +339,8 @@ def euler_maruyama(
     h = (t1 - t0) / steps
     if dW is None:
         dW = _increments(sigma(t0, x), x, steps, abs(h), generator)
+    elif dW.shape[0] != steps:
+        raise ValueError(f"dW has {dW.shape[0]} increments, but steps={steps}")
     same_shape(dW, (steps, *_noise_shape(sigma(t0, x), x)), "dW")
     path = [x]
     for k, dw in enumerate(dW):
