@@ -11,6 +11,8 @@ from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 from torch.nn import functional
 
+from .dynamics.stepping import same_shape
+
 
 class Spread(NamedTuple):
     """Mean and standard deviation over repetitions."""
@@ -20,14 +22,26 @@ class Spread(NamedTuple):
 
 
 def accuracy(logits: Float[Tensor, "batch classes"], label: Int[Tensor, " batch"]) -> float:
-    """The percentage of samples whose label is that of `predict`."""
+    """The percentage of samples whose label is that of `predict`.
+
+    Raises:
+        ValueError: there is no sample, or not one label for each.
+    """
+    same_shape(label, logits.shape[:1], "label")
+    if not len(label):
+        raise ValueError("an accuracy needs at least one sample, got none")
     return 100 * int((predict(logits) == label).sum()) / len(label)
 
 
 def cross_entropy(
     logits: Float[Tensor, "batch classes"], label: Int[Tensor, " batch"]
 ) -> Float[Tensor, ""]:
-    """The mean of −log p(label), where p is the softmax of the logits, or the sigmoid of one."""
+    """The mean of −log p(label), where p is the softmax of the logits, or the sigmoid of one.
+
+    Raises:
+        ValueError: there is not one label for each sample.
+    """
+    same_shape(label, logits.shape[:1], "label")
     if logits.shape[1] == 1:
         return functional.binary_cross_entropy_with_logits(logits[:, 0], label.to(logits))
     return functional.cross_entropy(logits, label)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from machinery import chapters
@@ -87,7 +88,8 @@ def test_execute_uses_this_python_and_records_what_it_ran_on(tiny):
     assert printed(tiny) == f"saved {sys.executable}"
     assert chapters.check(tiny) == []
     assert tiny.execution["seconds"] == seconds
-    assert set(tiny.execution) == {"seconds", "python", "torch", "processor", "date"}
+    parts = {"seconds", "python", "torch", "processor", "date", "cells"}
+    assert set(tiny.execution) == parts
 
 
 def test_executing_again_changes_no_byte_of_the_notebook(tiny):
@@ -123,6 +125,55 @@ def test_execute_skips_what_is_up_to_date(tiny, monkeypatch, capsys):
     assert "done in" in capsys.readouterr().out
     assert chapters.main(["execute"]) == 0
     assert capsys.readouterr().out == "01_tiny: up to date\n"
+
+
+def test_an_edited_notebook_is_never_overwritten(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(chapters, "find_chapters", lambda names: [tiny])
+    chapters.execute(tiny)
+    notebook = nbformat.read(tiny.notebook, 4)
+    notebook.cells.append(nbformat.v4.new_markdown_cell("MY NOTES"))
+    nbformat.write(notebook, tiny.notebook)
+    before = fingerprint(tiny.book)
+    assert chapters.main(["execute"]) == 1
+    message = capsys.readouterr().out
+    assert "01_tiny.ipynb" in message
+    assert "jupytext --sync" in message
+    assert fingerprint(tiny.book) == before
+
+
+def test_an_edited_text_is_executed_anew(tiny):
+    chapters.execute(tiny)
+    tiny.text.write_text(TEXT.replace("print(run", "print(2, run"))
+    chapters.execute(tiny)
+    assert printed(tiny) == f"2 saved {sys.executable}"
+
+
+FIGURE = """
+```{code-cell} ipython3
+---
+mystnb:
+  figure:
+    name: fig-tiny
+---
+import matplotlib.pyplot as plt
+plt.plot([0, 1])
+plt.show()
+```
+"""
+
+
+def test_the_backend_of_the_shell_does_not_lose_pictures(tiny, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    tiny.text.write_text(TEXT + FIGURE)
+    chapters.execute(tiny)
+    assert chapters.check(tiny) == []
+
+
+def test_a_figure_without_a_picture_is_a_fault(tiny):
+    tiny.text.write_text(TEXT + FIGURE.replace("plt.plot([0, 1])", "plt.close()"))
+    chapters.execute(tiny)
+    (problem,) = chapters.check(tiny)
+    assert problem == "01_tiny: its figures in code cells 3 have no picture"
 
 
 def test_train_passes_its_parameters_and_leaves_the_pair_alone(tiny, monkeypatch):

@@ -52,6 +52,30 @@ def test_what_was_trained_is_loaded_without_training(tmp_path):
     assert record.device == "cpu"
 
 
+def test_an_interrupted_fit_starts_again_from_its_own_weights(tmp_path):
+    net = nn.Linear(2, 1)
+    start = {key: value.clone() for key, value in net.state_dict().items()}
+
+    def interrupted(steps, checkpoint):
+        for step in training(net)(steps, checkpoint):
+            if step.index == 3:
+                raise KeyboardInterrupt
+            yield step
+
+    store = Store("chapter", "train", folder=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        store.fit("net", net, SETTINGS, interrupted)
+    assert all(torch.equal(value, start[key]) for key, value in net.state_dict().items())
+    record = store.fit("net", net, SETTINGS, training(net))
+    fresh = nn.Linear(2, 1)
+    fresh.load_state_dict(start)
+    once = Store("chapter", "train", folder=tmp_path / "2").fit(
+        "net", fresh, SETTINGS, training(fresh)
+    )
+    assert record.losses == once.losses
+    assert torch.equal(net.weight, fresh.weight)
+
+
 def test_rounded_weights_are_half_as_large_and_used_at_once(tmp_path):
     net = nn.Linear(2, 1)
     store = Store("chapter", "train", folder=tmp_path)

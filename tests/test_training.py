@@ -78,13 +78,12 @@ def test_l_bfgs_solves_least_squares_exactly():
 def test_the_gradient_is_clipped_and_its_norm_reported_unclipped():
     net = linear()
     before = net.weight.clone()
-    sgd = torch.optim.SGD(net.parameters())
+    sgd = torch.optim.SGD(net.parameters(), lr=1.0)
     (step,) = train(
         net,
         lambda net, x: 1e3 * square(net, x),
         data,
         steps=1,
-        lr=1.0,
         optimizer=sgd,
         max_grad_norm=0.5,
     )
@@ -96,11 +95,44 @@ def test_schedules_set_the_rate_of_each_step():
     rate = cosine(0.2, 10, floor=0.1)
     assert [rate(0), rate(5), rate(10)] == pytest.approx([0.2, 0.15, 0.1])
     net = linear()
-    sgd = torch.optim.SGD(net.parameters(), lr=7.0)
+    adam = torch.optim.Adam(net.parameters(), lr=1.0)
     rates = [
-        sgd.param_groups[0]["lr"] for _ in train(net, square, data, steps=4, lr=rate, optimizer=sgd)
+        adam.param_groups[0]["lr"]
+        for _ in train(net, square, data, steps=4, lr=rate, optimizer=adam)
     ]
     assert rates == [rate(k) for k in range(4)]
+
+
+@pytest.mark.parametrize("factor", [None, 0.5, lambda step: 1 / (1 + step)])
+def test_the_rates_of_an_optimizer_hold_and_a_schedule_scales_each_group(tmp_path, factor):
+    def run(file, until):
+        net = linear()
+        groups = [{"params": [net.weight], "lr": 1e-2}, {"params": [net.bias], "lr": 1e-4}]
+        sgd = torch.optim.SGD(groups)
+        how = {"steps": 4, "optimizer": sgd, "checkpoint": file, "every": 1}
+        steps = train(net, square, data, lr=factor, **how)
+        return [[g["lr"] for g in sgd.param_groups] for _ in itertools.islice(steps, until)]
+
+    scale = factor if callable(factor) else lambda step: factor or 1.0
+    wanted = [pytest.approx([1e-2 * scale(k), 1e-4 * scale(k)]) for k in range(4)]
+    assert run(None, 4) == wanted
+    run(tmp_path / "run", 2)
+    assert run(tmp_path / "run", 4)[2:] == wanted[2:]  # a resumed run scales the own rates again
+
+
+def test_gradient_descent_with_its_own_rate_is_gradient_descent():
+    net = linear()
+    w = net.weight.detach().clone()
+    by_hand = linear()
+    list(train(net, square, data, steps=3, optimizer=torch.optim.SGD(net.parameters(), lr=0.1)))
+    for k in range(3):
+        grads = torch.autograd.grad(square(by_hand, data(k)), list(by_hand.parameters()))
+        with torch.no_grad():
+            for p, g in zip(by_hand.parameters(), grads, strict=True):
+                p -= 0.1 * g
+    assert not torch.equal(net.weight, w)
+    assert torch.allclose(net.weight, by_hand.weight)
+    assert torch.allclose(net.bias, by_hand.bias)
 
 
 def test_minibatches_visit_every_sample_once_an_epoch():

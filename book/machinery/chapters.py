@@ -39,6 +39,7 @@ BOOK = Path(__file__).resolve().parents[1]
 ROOT = BOOK.parent
 MAX_BYTES = 1_500_000
 CELL_TIMEOUT = 600  # seconds, for a machine that is busy: a whole chapter is meant to take 60
+INLINE = "module://matplotlib_inline.backend_inline"
 TIMES = "times"  # the unit of claims about speed
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
@@ -112,7 +113,8 @@ class ThisPython(AsyncKernelManager):
         """The kernel of `sys.executable`."""
         # This book's packages are found also where the notebook is executed in another folder.
         path = os.pathsep.join(filter(None, [str(BOOK), os.environ.get("PYTHONPATH")]))
-        return KernelSpec(resource_dir="", env={"PYTHONPATH": path}, **get_kernel_dict())
+        env = {"PYTHONPATH": path, "MPLBACKEND": INLINE}  # a shell's backend would draw nothing
+        return KernelSpec(resource_dir="", env=env, **get_kernel_dict())
 
 
 # --- finding chapters ---------------------------------------------------------------------------
@@ -205,9 +207,26 @@ def check(chapter: Chapter) -> list[str]:
     problems = list(pair_problems(chapter))
     if problems:
         problems[-1] += f"; run: python -m machinery.chapters execute {chapter.stem[:2]}"
-    if chapter.notebook.exists() and (size := chapter.notebook.stat().st_size) > MAX_BYTES:
-        problems.append(f"its notebook has {size:,} bytes, and at most {MAX_BYTES:,} are wanted")
+    if chapter.notebook.exists():
+        if (size := chapter.notebook.stat().st_size) > MAX_BYTES:
+            problems.append(f"its notebook has {size:,} bytes, at most {MAX_BYTES:,} are wanted")
+        missing = [str(n) for n, cell in figure_cells(chapter) if not has_picture(cell)]
+        if missing:
+            problems.append(f"its figures in code cells {', '.join(missing)} have no picture")
     return [f"{chapter.name}: {problem}" for problem in problems]
+
+
+def figure_cells(chapter: Chapter) -> Iterator[tuple[int, NotebookNode]]:
+    """The code cells of a notebook that draw a figure, with their numbers from 1."""
+    for number, cell in enumerate(code_cells(read_notebook(chapter)), start=1):
+        if "figure" in (cell.metadata.get("mystnb") or {}):
+            yield number, cell
+
+
+def has_picture(cell: NotebookNode) -> bool:
+    """Whether an output of the cell is an image or a film."""
+    kinds = {kind for output in cell.outputs for kind in output.get("data", {})}
+    return any(kind.startswith(("image/", "video/", "text/html")) for kind in kinds)
 
 
 # --- execution ----------------------------------------------------------------------------------
@@ -241,14 +260,40 @@ def execute(chapter: Chapter) -> float:
     """Recompute a chapter's notebook from its text and return the seconds it took.
 
     Nothing is written unless every cell succeeds.
+
+    Raises:
+        ValueError: the notebook was edited since its last execution.
     """
+    refuse_edited(chapter)
     start = time.perf_counter()
     notebook = run_notebook(read_text(chapter), cwd=chapter.text.parent)
     seconds = round(time.perf_counter() - start, 1)
     write(chapter.notebook, (nbformat.writes(without_noise(notebook)) + "\n").encode())
-    record = json.dumps(execution_record(seconds), indent=2) + "\n"
+    record = execution_record(seconds) | {"cells": fingerprint(chapter)}
+    record = json.dumps(record, indent=2) + "\n"
     write(chapter.execution_file, record.encode())
     return seconds
+
+
+def fingerprint(chapter: Chapter) -> str:
+    """A hash of the cells of a chapter's notebook, outputs aside."""
+    cells = [cell_content(cell) for cell in read_notebook(chapter).cells]
+    return hashlib.sha256(json.dumps(cells, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def refuse_edited(chapter: Chapter) -> None:
+    """Refuse to overwrite a notebook whose cells are no longer those that were executed."""
+    recorded = chapter.execution.get("cells")
+    if recorded is None or not chapter.notebook.exists():
+        return
+    if first_difference(read_text(chapter), read_notebook(chapter)) is None:
+        return
+    if fingerprint(chapter) != recorded:
+        raise ValueError(
+            f"{chapter.notebook.name} was edited since it was executed, and executing"
+            f" {chapter.text.name} would delete the edit. Carry it over with `jupytext --sync"
+            f" {chapter.notebook.relative_to(chapter.book.parent).as_posix()}`, or undo it with git"
+        )
 
 
 def without_noise(notebook: NotebookNode) -> NotebookNode:
@@ -349,7 +394,11 @@ def execute_command(arguments: argparse.Namespace) -> int:
             print(f"{chapter.name}: up to date")
             continue
         print(f"{chapter.name}: executing, {reasons[0] if reasons else 'as asked'}", flush=True)
-        print(f"{chapter.name}: done in {execute(chapter):.1f} s")
+        try:
+            print(f"{chapter.name}: done in {execute(chapter):.1f} s")
+        except ValueError as error:
+            print(f"{chapter.name}: {error}")
+            return 1
     return 0
 
 

@@ -128,7 +128,12 @@ class Store:
         smoke = self.run == "smoke"
         steps = min(SMOKE_STEPS, settings["steps"]) if smoke else settings["steps"]
         checkpoint = None if smoke else self._checkpoint(name, settings)
-        history = list(self.progress(training(steps, checkpoint), total=steps, desc=name))
+        start = {key: value.clone() for key, value in model.state_dict().items()}
+        try:
+            history = list(self.progress(training(steps, checkpoint), total=steps, desc=name))
+        except BaseException:  # the next fit must not begin with half-trained weights
+            model.load_state_dict(start)
+            raise
         losses = [float(f"{step.loss:.6g}") for step in history]
         record = _record(settings, {}, losses, history[-1].seconds, device)
         return record if smoke else self._save(name, record, model, dtype, checkpoint)

@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
+from ..dynamics.stepping import same_shape
 from ..potentials.potential import Derivatives, Gradient, Potential, Sigma, Time
 
 Policy = Callable[[Time, Tensor], Tensor]
@@ -53,10 +54,20 @@ def hamiltonian(
 ) -> Float[Tensor, " batch"]:
     """The Hamiltonian H(t, x, p) = min_u {L(t, x, u) + pᵀf(t, x, u)}.
 
+    Raises:
+        ValueError: p, the drift or the running cost has a wrong shape.
+
     Reference: li2024neural, section 2.
     """
-    u = problem.optimal_control(t, x, p)
-    return problem.running_cost(t, x, u) + (p * problem.drift(t, x, u)).sum(-1)
+    u = problem.optimal_control(t, x, same_shape(p, x.shape, "p"))
+    drift, cost = rates_of(problem, t, x, u)
+    return cost + (p * drift).sum(-1)
+
+
+def rates_of(problem: ControlProblem, t: Time, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """The drift f(t, x, u) and the running cost L(t, x, u), after a check of their shapes."""
+    cost = same_shape(problem.running_cost(t, x, u), x.shape[:1], "running_cost(t, x, u)")
+    return same_shape(problem.drift(t, x, u), x.shape, "drift(t, x, u)"), cost
 
 
 def hjb_residual(

@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..dynamics.integration import euler_maruyama, integrate
+from ..dynamics.stepping import same_shape
 from ..potentials.potential import Sigma, Time
-from .problem import ControlProblem, Policy, sigma_of
+from .problem import ControlProblem, Policy, rates_of, sigma_of
 
 Box = tuple[Tensor, Tensor]
 
@@ -82,31 +83,34 @@ def _with_noise(
     sigma, spent = sigma_of(problem, x), []
 
     def drift(t: Time, x: Tensor) -> Tensor:
-        u = policy(t, x)
-        spent.append(problem.running_cost(t, x, u))
-        return problem.drift(t, x, u)
+        slope, cost = rates_of(problem, t, x, policy(t, x))
+        spent.append(cost)
+        return slope
 
     if isinstance(sigma, float) and sigma == 0:
         noise["dW"] = x.new_zeros(steps, *x.shape)
     path = euler_maruyama(drift, sigma, x, 0.0, problem.horizon, steps=steps, **noise)
     _check_finite(torch.stack(spent), path.t, path.x)
     running = torch.stack(spent).sum(0) * (problem.horizon / steps)
-    return Rollout(path.t, path.x, running, problem.terminal_cost(path.x[-1]), path.dW)
+    return Rollout(path.t, path.x, running, _terminal_cost(problem, path.x[-1]), path.dW)
+
+
+def _terminal_cost(problem: ControlProblem, x: Tensor) -> Tensor:
+    return same_shape(problem.terminal_cost(x), x.shape[:1], "terminal_cost(x)")
 
 
 def _deterministic(problem: ControlProblem, policy: Policy, x: Tensor, steps: int) -> Rollout:
     """The paths without noise and their running costs by RK4."""
 
     def rates(t: Time, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        u = policy(t, state[0])
-        cost = problem.running_cost(t, state[0], u)
+        slope, cost = rates_of(problem, t, state[0], policy(t, state[0]))
         _check_finite(cost[None], torch.as_tensor(t).reshape(1), state[0][None])
-        return problem.drift(t, state[0], u), cost
+        return slope, cost
 
     t = torch.linspace(0.0, problem.horizon, steps + 1, dtype=x.dtype, device=x.device)
     start = x, x.new_zeros(len(x))
     states, running = integrate(rates, start, 0.0, problem.horizon, steps=steps, save_at=t)
-    return Rollout(t, states, running[-1], problem.terminal_cost(states[-1]), None)
+    return Rollout(t, states, running[-1], _terminal_cost(problem, states[-1]), None)
 
 
 def _check_driver(sigma: Sigma, steps: int, method: str, silent: bool) -> None:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from torchdiffeq import odeint
 
 from .adjoint import parameters_of, solve_with_adjoint
-from .stepping import METHODS, OnTuples, Statistics, Tensors, Velocity, hermite, step
+from .stepping import METHODS, OnTuples, Statistics, Tensors, Velocity, hermite, same_shape, step
 
 State = TypeVar("State", bound=Tensor | tuple[Tensor, ...])
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
@@ -69,8 +69,10 @@ def integrate(
     method = _checked_method(steps, tol, method, backprop)
     x = state if isinstance(state, tuple) else (state,)
     _check_state(x, method)
+    _refuse_gradients_of_times(t0=t0, t1=t1, save_at=save_at)
     t0, t1 = float(t0), float(t1)
     times = _checked_times(t0, t1, save_at)
+    x = tuple(part.clone() for part in x)  # f may be refused only after it has changed x
     g = OnTuples(f, state, Statistics() if statistics is None else statistics)
     if steps is not None:
         solve = _Fixed(method, abs(t1 - t0) / steps, backprop == "recompute")
@@ -265,6 +267,17 @@ def _check_state(x: tuple[Any, ...], method: str) -> None:
         raise IntegrationError("the initial state at t = t0 is not finite")
 
 
+def _refuse_gradients_of_times(**times: Any) -> None:
+    """Refuse times that require gradients: they would silently get none."""
+    for name, given in times.items():
+        parts = given if isinstance(given, list | tuple) else (given,)
+        if any(isinstance(part, Tensor) and part.requires_grad for part in parts):
+            raise TypeError(
+                f"{name} requires grad, but times get no gradients: integrate s from 0 to 1 with"
+                " the velocity (t1 - t0) * f(t0 + s * (t1 - t0), x), or detach it"
+            )
+
+
 def _checked_times(t0: float, t1: float, save_at: Sequence[float] | Tensor | None) -> list[float]:
     if not (math.isfinite(t0) and math.isfinite(t1)):
         raise ValueError(f"t0 and t1 must be finite, got {t0} and {t1}")
@@ -328,10 +341,12 @@ def euler_maruyama(
         dW = _increments(sigma(t0, x), x, steps, abs(h), generator)
     elif dW.shape[0] != steps:
         raise ValueError(f"dW has {dW.shape[0]} increments, but steps={steps}")
+    same_shape(dW, (steps, *_noise_shape(sigma(t0, x), x)), "dW")
     path = [x]
     for k, dw in enumerate(dW):
         t = t0 + k * h
-        x = x + h * drift(t, x) + displacement(sigma(t, x), dw, x)
+        slope = same_shape(drift(t, x), x.shape, "drift(t, x)")
+        x = x + h * slope + displacement(sigma(t, x), dw, x)
         path.append(x)
     if not _finite((x,)):
         bad = next(k for k, x in enumerate(path) if not _finite((x,)))
@@ -341,10 +356,14 @@ def euler_maruyama(
 
 
 def _increments(sigma, x: Tensor, steps: int, h: float, generator) -> Tensor:
-    shape = (len(x), sigma.shape[-1]) if _is_matrix(sigma, x) else x.shape
-    device = generator.device
-    noise = torch.randn((steps, *shape), generator=generator, dtype=x.dtype, device=device)
+    shape, device = (steps, *_noise_shape(sigma, x)), generator.device
+    noise = torch.randn(shape, generator=generator, dtype=x.dtype, device=device)
     return math.sqrt(h) * noise.to(x.device)
+
+
+def _noise_shape(sigma, x: Tensor) -> tuple[int, ...]:
+    """The shape of one increment ΔW of all samples."""
+    return (len(x), sigma.shape[-1]) if _is_matrix(sigma, x) else tuple(x.shape)
 
 
 def displacement(sigma: float | Tensor, dw: Tensor, x: Tensor) -> Tensor:

@@ -52,7 +52,8 @@ class Statistics:
 class OnTuples:
     """A velocity f as a function of tuples of tensors, which counts its calls.
 
-    The first call checks the shape, dtype and device of the result.
+    The first call checks the shape, dtype and device of the result. Every call checks that f left
+    the state as it was, and the result of the call before.
 
     Args of the constructor: f; a state of the type that f receives; the `Statistics` to add to.
     """
@@ -61,6 +62,7 @@ class OnTuples:
         self.f, self.statistics = f, statistics
         self.is_tensor, self.kind = isinstance(like, Tensor), type(like)
         self.unchecked = True
+        self.last: tuple[Tensors, tuple[int, ...]] = (), ()
 
     def pack(self, x: Tensors) -> Any:
         """The tuple x as a state of the type that f receives."""
@@ -71,11 +73,18 @@ class OnTuples:
     def __call__(self, t: Any, x: Tensors) -> Tensors:
         """The velocity at (t, x), a tuple like x."""
         self.statistics.evaluations += 1
+        before = _versions(x)
         slope = self.f(t, self.pack(x))
         slope = (slope,) if self.is_tensor else tuple(slope)
         if self.unchecked:
             _check_slope(slope, x)
             self.unchecked = False
+        if _versions(x) != before:
+            raise ValueError("f changes its argument x in place: let it work on a copy, x.clone()")
+        previous, then = self.last
+        if _versions(previous) != then:
+            raise ValueError("f overwrites the result of an earlier call: return a new tensor")
+        self.last = slope, _versions(slope)
         return slope
 
 
@@ -131,6 +140,22 @@ def _verlet(f: Velocity, t: float, h: float, x: Tensors) -> Tensors:
     p = torch.add(p, f(t, (q, p))[1], alpha=h / 2)
     q = torch.add(q, f(t + h / 2, (q, p))[0], alpha=h)
     return q, torch.add(p, f(t + h, (q, p))[1], alpha=h / 2)
+
+
+def same_shape(value: Tensor, shape: Sequence[int], name: str) -> Tensor:
+    """The value, after a check of its shape: broadcasting would turn a fault into a number.
+
+    Raises:
+        ValueError: the value has another shape; the message says that of `name`.
+    """
+    if value.shape != torch.Size(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
+    return value
+
+
+def _versions(x: Tensors) -> tuple[int, ...]:
+    """How often the memory of each tensor was written; inference tensors do not count it."""
+    return tuple(0 if part.is_inference() else part._version for part in x)
 
 
 def _check_slope(slope: Tensors, x: Tensors) -> None:

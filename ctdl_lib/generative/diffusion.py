@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..dynamics.integration import IntegrationError
-from ..dynamics.stepping import Velocity
+from ..dynamics.stepping import Velocity, same_shape
 from ..networks.embeddings import times_like
 
 
@@ -119,11 +119,14 @@ def denoising(
     preconditioned score. For fields, the mean over the pixels is the squared norm in L².
 
     Raises:
-        ValueError: a time is not in [0, 1].
+        ValueError: a time is not in [0, 1], or η, t or the estimate has another shape than x.
 
     Reference: vincent2011connection; hagemann2023multilevel.
     """
-    return (denoiser(t, perturb(x, eta, t, schedule)) - eta).square().mean()
+    same_shape(eta, x.shape, "eta")
+    same_shape(t, x.shape[:1], "t")
+    estimate = same_shape(denoiser(t, perturb(x, eta, t, schedule)), x.shape, "denoiser(t, x)")
+    return (estimate - eta).square().mean()
 
 
 class Score(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..dynamics.calculus import Transformed, divergence, hutchinson, standard_normal_log_prob
 from ..dynamics.integration import integrate
-from ..dynamics.stepping import Statistics, Velocity
+from ..dynamics.stepping import Statistics, Velocity, same_shape
 from ..potentials.potential import Potential
 from .maps import Sample, TransportMap
 
@@ -141,7 +141,13 @@ def flow_matching(
     The flow of its minimiser has the marginals of x_t, so it maps data to the reference. The loss
     needs no solve. v must accept one time per sample.
 
+    Raises:
+        ValueError: z, t or the velocity has another shape than x.
+
     Reference: lipman2023flow.
     """
+    same_shape(z, x.shape, "z")
+    same_shape(t, x.shape[:1], "t")
     mixed = (1 - t)[:, None] * x + t[:, None] * z
-    return (velocity(t, mixed) - (z - x)).square().sum(-1).mean()
+    v = same_shape(velocity(t, mixed), x.shape, "velocity(t, x)")
+    return (v - (z - x)).square().sum(-1).mean()

@@ -35,7 +35,7 @@ def train(
     batches: Callable[[int], Any],
     *,
     steps: int,
-    lr: float | Callable[[int], float] = 1e-3,
+    lr: float | Callable[[int], float] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     max_grad_norm: float | None = None,
     average: float | None = None,
@@ -50,8 +50,9 @@ def train(
     uninterrupted run.
 
     Args:
-        lr: a number, or a schedule step ↦ lr (see `cosine`).
-        optimizer: an optimizer over the parameters of `model`, such as L-BFGS; Adam by default.
+        lr: a number, or a schedule step ↦ lr (see `cosine`); 1e-3 by default.
+        optimizer: an optimizer over the parameters of `model`, such as L-BFGS; Adam by default. The
+            rates of its parameter groups hold. An `lr` beside it is a factor of each of them.
         max_grad_norm: the largest norm of the gradient; a longer gradient is scaled down to it.
         average: the weight a ∈ [0, 1) of the exponential average θ̄ ← a θ̄ + (1 − a) θ of the
             parameters. It starts at the initial θ, and replaces θ after the last step.
@@ -65,8 +66,11 @@ def train(
     """
     if average is not None and not 0 <= average < 1:
         raise ValueError(f"{average=} must be in [0, 1), or None for the last parameters")
+    if lr is None:
+        lr = 1e-3 if optimizer is None else 1.0
     schedule = lr if callable(lr) else lambda step: lr
-    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=schedule(0))
+    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=1.0)
+    rates = [group["lr"] for group in optimizer.param_groups]
     done: list[Step] = []
     mean = None if average is None else _copies(model)
     if checkpoint is not None and checkpoint.exists():
@@ -76,8 +80,8 @@ def train(
         yield from tuple(done)
     elapsed, started = (done[-1].seconds if done else 0.0), time.monotonic()
     for index in range(len(done), steps):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule(index)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * schedule(index)
         evaluated = _update(model, loss, batches(index), index, optimizer, max_grad_norm)
         for name, value in (mean or {}).items():
             value.lerp_(model.get_parameter(name).detach(), 1 - (average or 0.0))
