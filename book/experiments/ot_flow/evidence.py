@@ -263,6 +263,16 @@ def _rival_rows(e: Evidence) -> list[Row]:
             ),
             Measurement.over_seeds(f"{id}.seconds", BOOK, f"{name}: training", seconds, "s"),
         ]
+    found.append(
+        finding(
+            "otflow.rivals.otflow.beyond_potential",
+            "OT-Flow's paths are straighter than those of a potential without transport cost",
+            ours=e.bends["OT-Flow"],
+            criterion=below_control(),
+            control=Control("Monge–Ampère flow", e.bends["Monge–Ampère flow"]),
+            unit="%",
+        )
+    )
     peer = {
         "nll": ([f.gap for f in e.raced["FFJORD"]], "nats above the least"),
         "bend": (e.bends["FFJORD"], "%"),

@@ -21,8 +21,8 @@ CHAPTER = "07_ot_flow"
 COUNTS = (1, 2, 4, 8, 16)
 SENTENCES = (
     "otflow.8gaussians.gap",
-    "otflow.2spirals.gap",
     "otflow.rivals.otflow.bend",
+    "otflow.rivals.otflow.beyond_potential",
     "otflow.hjb.straighter",
     "otflow.steps.nll_change",
     "otflow.sampling_speedup_vs_ffjord",

@@ -143,8 +143,13 @@ def compete(store: Store, name: str, seed: int) -> tuple[Flow, Record]:
     flow = built(name, seed)
     training = partial(steps_of, name, ENTRANTS[name], flow, seed)
     key = ENTRANTS[name] | RACE | {"seed": seed}
-    record = store.fit(f"race-{name.replace(' ', '-')}-{seed}", flow, key, training)
+    record = store.fit(f"race-{_file(name)}-{seed}", flow, key, training)
     return flow.requires_grad_(False), record
+
+
+def _file(name: str) -> str:
+    """The name of an entrant in those of files."""
+    return name.replace("–", "-").replace("è", "e").replace(" ", "-")
 
 
 def finish(flow: Flow, record: Record) -> Finish:
@@ -173,8 +178,9 @@ def searched(store: Store, name: str) -> Record:
         return [len(history), history[-1].seconds, gap]
 
     rates = key | RACE | {"rates": list(RATES)}
-    file = "race-search-" + name.replace(" ", "-")
-    return store.measure(file, rates, lambda: {str(lr): row(lr) for lr in RATES})
+    return store.measure(
+        f"race-search-{_file(name)}", rates, lambda: {str(lr): row(lr) for lr in RATES}
+    )
 
 
 def race(store: Store, seeds: Sequence[int] = SEEDS) -> dict[str, list[Finish]]:
