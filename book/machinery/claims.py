@@ -365,8 +365,8 @@ def table(rows: Iterable[Row]) -> str:
 def _judged_table(rows: Sequence[Claim]) -> str:
     head = "| statement | ours | criterion | control | verdict |\n|---|---:|---|---|---|"
     lines = [
-        f"| {row.statement} ({row.source}){_published(row)}<br>`{row.id}`"
-        f"{' (finding)' if row.kind == 'finding' else ''} | {value(row)}"
+        f'| <span class="statement">{row.statement} ({row.source}){_published(row)}</span><br>'
+        f"`{row.id}`{' (finding)' if row.kind == 'finding' else ''} | {value(row)}"
         f" | {row.criterion.words} | {control(row)}"
         f" | *{row.verdict}*: {row.reason} |"
         for row in rows
