@@ -11,8 +11,6 @@ from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 from torch.nn import functional
 
-from .dynamics.stepping import same_shape
-
 
 class Spread(NamedTuple):
     """Mean and standard deviation over repetitions."""
@@ -27,7 +25,7 @@ def accuracy(logits: Float[Tensor, "batch classes"], label: Int[Tensor, " batch"
     Raises:
         ValueError: there is no sample, or not one label for each.
     """
-    same_shape(label, logits.shape[:1], "label")
+    _check_labels(logits, label)
     if not len(label):
         raise ValueError("an accuracy needs at least one sample, got none")
     return 100 * int((predict(logits) == label).sum()) / len(label)
@@ -41,7 +39,7 @@ def cross_entropy(
     Raises:
         ValueError: there is not one label for each sample.
     """
-    same_shape(label, logits.shape[:1], "label")
+    _check_labels(logits, label)
     if logits.shape[1] == 1:
         return functional.binary_cross_entropy_with_logits(logits[:, 0], label.to(logits))
     return functional.cross_entropy(logits, label)
@@ -172,6 +170,13 @@ def c2st(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], *, seed: int, folds: 
     network = MLPClassifier((width, width), max_iter=10_000, random_state=seed)
     split = KFold(folds, shuffle=True, random_state=seed)
     return float(cross_val_score(network, features, label, cv=split).mean())
+
+
+def _check_labels(logits: Tensor, label: Tensor) -> None:
+    if label.shape != logits.shape[:1]:
+        raise ValueError(
+            f"label must have shape {tuple(logits.shape[:1])}, got {tuple(label.shape)}"
+        )
 
 
 def _check_samples(x: Tensor, y: Tensor, *, equal: bool = False) -> None:

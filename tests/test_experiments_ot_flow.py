@@ -121,6 +121,7 @@ def test_smoke_runs_of_the_measurements_leave_no_file(tmp_path):
 
 
 def test_the_stored_gaps_are_those_of_the_stored_weights():
+    torch.set_default_dtype(torch.float32)  # as the book computes
     store = Store("07_ot_flow", "saved")
     kept = densities.gaps(store, points=evidence.POINTS)
     x = densities.held_out("circles", evidence.POINTS)
