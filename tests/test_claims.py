@@ -199,7 +199,7 @@ def test_findings_and_measurements():
 def test_tables_show_number_control_and_verdict():
     rows = [claim([0.1, 0.2, 0.3], below(1)), Measurement("m", "a slide", "a number", 3.0)]
     text = claims.table(rows)
-    assert "it is small (a slide)<br>`a.b` | 0.2 ± 0.1 | below 1 | idle: 9.1 ± 0.1" in text
+    assert "it is small (a slide)</span><br>`a.b` | 0.2 ± 0.1 | below 1 | idle: 9.1 ± 0.1" in text
     assert "*supported*: the criterion is met and the control fails" in text
     assert "| a number (a slide)<br>`m` | – | 3 | 1 |" in text
 
