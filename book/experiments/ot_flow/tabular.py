@@ -415,8 +415,8 @@ def _claim(
     """That OT-Flow's test NLL is close to that of the best of the `peers`, and a Gaussian's not."""
     return Claim(
         f"otflow.tabular.{data}.{part}",
-        f"With {SECONDS} s of training each, OT-Flow's test NLL on {data} is at most {BOUND} nats"
-        f" above that of {says}",
+        f"With steps for {SECONDS} s of training, OT-Flow's test NLL on {data} is at most"
+        f" {BOUND} nats above that of {says}",
         source,
         ours=above_best(models, "OT-Flow", peers),
         criterion=below(BOUND),
