@@ -289,10 +289,11 @@ def refuse_edited(chapter: Chapter) -> None:
     if first_difference(read_text(chapter), read_notebook(chapter)) is None:
         return
     if fingerprint(chapter) != recorded:
+        path = chapter.notebook.relative_to(chapter.book.parent).as_posix()
         raise ValueError(
             f"{chapter.notebook.name} was edited since it was executed, and executing"
-            f" {chapter.text.name} would delete the edit. Carry it over with `jupytext --sync"
-            f" {chapter.notebook.relative_to(chapter.book.parent).as_posix()}`, or undo it with git"
+            f" {chapter.text.name} would delete the edit. Carry it over with `jupytext --sync {path}`,"
+            " or delete the notebook"
         )
 
 
