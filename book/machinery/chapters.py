@@ -292,8 +292,8 @@ def refuse_edited(chapter: Chapter) -> None:
         path = chapter.notebook.relative_to(chapter.book.parent).as_posix()
         raise ValueError(
             f"{chapter.notebook.name} was edited since it was executed, and executing"
-            f" {chapter.text.name} would delete the edit. Carry it over with `jupytext --sync {path}`,"
-            " or delete the notebook"
+            f" {chapter.text.name} would delete the edit. Carry it over with"
+            f" `jupytext --sync {path}`, or delete the notebook"
         )
 
 
