@@ -129,7 +129,7 @@ def short_flight():
 
 def replayed(plan, horizon=1.0):
     """The policy that follows a plan blindly."""
-    return lambda t, x: plan.u[round(t / horizon * len(plan.u))].to(x).expand(len(x), -1)
+    return lambda t, x: plan.u[round(float(t) / horizon * len(plan.u))].to(x).expand(len(x), -1)
 
 
 def test_the_quadcopter_has_the_known_optima(flight):

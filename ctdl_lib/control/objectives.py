@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vjp
 
-from ..dynamics.integration import displacement
+from ..dynamics.stochastic import displacement
 from ..potentials.potential import Potential, in_blocks
 from .problem import (
     ControlProblem,

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..dynamics.integration import euler_maruyama, integrate
+from ..dynamics.integration import integrate
 from ..dynamics.stepping import same_shape
+from ..dynamics.stochastic import euler_maruyama
 from ..potentials.potential import Sigma, Time
 from .problem import ControlProblem, Policy, rates_of, sigma_of
 

@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from .stepping import OnTuples, Statistics, Tensors, Velocity
+from .stepping import OnTuples, Statistics, Tensors, Velocity, clock
 
 Solve = Callable[[OnTuples, Tensors, float, float, list[float]], Tensors]
 
@@ -56,12 +55,16 @@ class _Adjoint(torch.autograd.Function):
         return path
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads: Tensor):  # pyright: ignore
+        if torch.is_grad_enabled():  # only with create_graph=True
+            raise RuntimeError(
+                'backprop="adjoint" has first derivatives only: use "through" or "recompute" to'
+                " differentiate the gradient"
+            )
         n, times = ctx.n, ctx.times
         path, theta = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
         costs = Statistics()
-        augmented = OnTuples(_augmented(ctx.f.f, ctx.f.pack, n, theta), (), costs)
+        augmented = OnTuples(_augmented(ctx.f.f, ctx.f.pack, n, theta), (), costs, batched=2 * n)
         p = tuple(torch.zeros_like(g[0]) for g in grads)
         dtheta = tuple(torch.zeros_like(w) for w in theta)
         for i in reversed(range(len(times))):
@@ -107,7 +110,7 @@ def _refuse_captured(f: OnTuples, t0: float, x: Tensors, theta: Tensors) -> None
     """Refuse an f that uses tensors outside of θ which require gradients: they would get none."""
     with torch.enable_grad():
         inputs = tuple(part.detach().requires_grad_() for part in x)
-        slope = f.f(t0, f.pack(inputs))
+        slope = f.f(clock(t0, x[0]), f.pack(inputs))
     slope = (slope,) if isinstance(slope, Tensor) else tuple(slope)
     known = {id(p) for p in (*inputs, *theta)}
     seen = {p.grad_fn for p in theta if p.grad_fn is not None}

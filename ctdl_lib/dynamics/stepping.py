@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,7 @@ TABLEAUS = {
 
 
 METHODS = (*TABLEAUS, "verlet")
+STAGES = {name: tableau.c for name, tableau in TABLEAUS.items()} | {"verlet": (0.0, 0.5, 1.0)}
 
 
 @dataclass
@@ -53,13 +55,15 @@ class OnTuples:
     """A velocity f as a function of tuples of tensors, which counts its calls.
 
     The first call checks the shape, dtype and device of the result. Every call checks that f left
-    the state as it was, and the result of the call before.
+    the state as it was, and the result of the call before. Under autocast, results of a lower
+    precision are converted to the dtype of the state.
 
-    Args of the constructor: f; a state of the type that f receives; the `Statistics` to add to.
+    Args of the constructor: f; a state of the type that f receives; the `Statistics` to add to; the
+    number of parts of the state that have one row per sample (`batched`), all of them by default.
     """
 
-    def __init__(self, f: Velocity, like: Any, statistics: Statistics):
-        self.f, self.statistics = f, statistics
+    def __init__(self, f: Velocity, like: Any, statistics: Statistics, batched: int | None = None):
+        self.f, self.statistics, self.batched = f, statistics, batched
         self.is_tensor, self.kind = isinstance(like, Tensor), type(like)
         self.unchecked = True
         self.last: tuple[Tensors, tuple[int, ...]] = (), ()
@@ -76,6 +80,8 @@ class OnTuples:
         before = _versions(x)
         slope = self.f(t, self.pack(x))
         slope = (slope,) if self.is_tensor else tuple(slope)
+        if torch.is_autocast_enabled(x[0].device.type):
+            slope = tuple(k.to(part.dtype) for k, part in zip(slope, x, strict=True))
         if self.unchecked:
             _check_slope(slope, x)
             self.unchecked = False
@@ -88,16 +94,40 @@ class OnTuples:
         return slope
 
 
-def step(
-    method: str, f: Velocity, t: float, h: float, x: Tensors, slope: Tensors | None = None
-) -> Tensors:
-    """The state at t + h after one step from x at t, by one of METHODS.
+def clock(t: Any, x: Tensor) -> Tensor:
+    """The times t, numbers or lists of them, in the real dtype and on the device of x."""
+    return torch.tensor(t, dtype=x.real.dtype, device=x.device)
 
-    `slope` is f(t, x), if it is known already.
+
+def step(
+    method: str, f: Velocity, t: Sequence[Any], h: float, x: Tensors, slope: Tensors | None = None
+) -> Tensors:
+    """The state after one step of size h from x, by one of METHODS.
+
+    `t` has the time of each stage, t₀ + cᵢh for the nodes cᵢ in STAGES[method]. `slope` is
+    f(t₀, x), if it is known already.
     """
     if method == "verlet":
         return _verlet(f, t, h, x)
     return _runge_kutta(TABLEAUS[method], f, t, h, x, slope)
+
+
+class Steps(NamedTuple):
+    """The sizes of steps, the times of their stages, and the times of their ends."""
+
+    h: list[float]
+    stages: list[tuple[Tensor, ...]]
+    ends: tuple[Tensor, ...]
+
+
+def equal_steps(method: str, t0: float, t1: float, n: int, like: Tensor) -> Steps:
+    """The n equal steps of a method from t₀ to t₁, with times of the dtype and device of `like`."""
+    # Repeated addition of h would miss t1 by rounding; weighted means meet both ends exactly.
+    nodes = [(t0 * (n - k) + t1 * k) / n for k in range(n + 1)]
+    h = [b - a for a, b in pairwise(nodes)]
+    rows = [[t + c * dt for c in STAGES[method]] for t, dt in zip(nodes, h, strict=False)]
+    stages = [row.unbind() for row in clock(rows, like).unbind()]
+    return Steps(h, stages, clock(nodes[1:], like).unbind())
 
 
 def hermite(
@@ -126,20 +156,20 @@ def _advance(x: Tensors, h: float, weights: Sequence[float], slopes: Sequence[Te
 
 
 def _runge_kutta(
-    tableau: Tableau, f: Velocity, t: float, h: float, x: Tensors, slope: Tensors | None
+    tableau: Tableau, f: Velocity, t: Sequence[Any], h: float, x: Tensors, slope: Tensors | None
 ) -> Tensors:
     slopes = [] if slope is None else [slope]
-    for c, row in list(zip(tableau.c, tableau.a, strict=True))[len(slopes) :]:
-        slopes.append(f(t + c * h, _advance(x, h, row, slopes)))
+    for at, row in list(zip(t, tableau.a, strict=True))[len(slopes) :]:
+        slopes.append(f(at, _advance(x, h, row, slopes)))
     return _advance(x, h, tableau.b, slopes)
 
 
-def _verlet(f: Velocity, t: float, h: float, x: Tensors) -> Tensors:
+def _verlet(f: Velocity, t: Sequence[Any], h: float, x: Tensors) -> Tensors:
     """One kick–drift–kick step, which is symplectic, symmetric and of order two."""
-    q, p = x
-    p = torch.add(p, f(t, (q, p))[1], alpha=h / 2)
-    q = torch.add(q, f(t + h / 2, (q, p))[0], alpha=h)
-    return q, torch.add(p, f(t + h, (q, p))[1], alpha=h / 2)
+    (q, p), (start, middle, end) = x, t
+    p = torch.add(p, f(start, (q, p))[1], alpha=h / 2)
+    q = torch.add(q, f(middle, (q, p))[0], alpha=h)
+    return q, torch.add(p, f(end, (q, p))[1], alpha=h / 2)
 
 
 def same_shape(value: Tensor, shape: Sequence[int], name: str) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..dynamics.integration import IntegrationError
+from ..dynamics.inputs import IntegrationError
 from ..dynamics.stepping import Velocity, same_shape
 from ..networks.embeddings import times_like
 

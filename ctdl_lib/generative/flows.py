@@ -12,7 +12,7 @@ from ..dynamics.calculus import Transformed, divergence, hutchinson, standard_no
 from ..dynamics.integration import integrate
 from ..dynamics.stepping import Statistics, Velocity, same_shape
 from ..potentials.potential import Potential
-from .maps import Sample, TransportMap
+from .maps import BoxScaling, Sample, TransportMap
 
 
 class Flow(TransportMap):
@@ -86,12 +86,20 @@ class Flow(TransportMap):
         return Transformed(end.z, end.log_det + scaled.log_det)
 
     def sample_with_log_prob(self, n: int, generator: torch.Generator) -> Sample:
-        """The n samples x = T⁻¹(z) with z ~ N(0, I), and log p(x), from a single solve."""
+        """The n samples x = T⁻¹(z) with z ~ N(0, I), and log p(x), from a single solve.
+
+        In a box, the samples whose distance to a face is rounded take a second solve.
+        """
         z = self.reference(n, generator)
         state = Transformed(z, z.new_zeros(n))
         start = self._solve(self._rates(n, None), state, 1, 0, None, None)
         log_prob = standard_normal_log_prob(z) - start.log_det + self.data.log_det(start.z)
-        return Sample(self.data.inverse(start.z), log_prob)
+        x = self.data.inverse(start.z)
+        if isinstance(self.data, BoxScaling):
+            rows = self.data.rounded(x, start.z).nonzero()[:, 0]
+            if len(rows):
+                log_prob = log_prob.index_copy(0, rows, self.rows(rows).log_prob(x[rows]))
+        return Sample(x, log_prob)
 
     def _solve(self, f, state, t0, t1, save_at, statistics):
         how = {"save_at": save_at, "statistics": statistics, **self.solver}

@@ -115,14 +115,25 @@ class BoxScaling(nn.Module):
         return self
 
     def forward(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """The value Φ⁻¹((x − low)/(high − low)) at x, or at the nearest face if x is outside."""
-        share = (self.checked(x) - self.low) / (self.high - self.low)
-        edge = torch.finfo(x.dtype).eps  # Φ⁻¹ is infinite at 0 and 1
-        return torch.special.ndtri(share.clamp(edge, 1 - edge))
+        """The value Φ⁻¹((x − low)/(high − low)) at x, or at the nearest face if x is outside.
+
+        On a face, where Φ⁻¹ is infinite, it is the value at half the distance to the next number.
+        """
+        width = self.high - self.low
+        # from the nearer face: close to `high`, 1 − Φ(z) has more digits than Φ(z)
+        lower = self.checked(x) - self.low <= self.high - x
+        share = torch.where(lower, x - self.low, self.high - x) / width
+        gap_low = torch.nextafter(self.low, self.high) - self.low
+        gap_high = self.high - torch.nextafter(self.high, self.low)
+        least = (torch.where(lower, gap_low, gap_high) / (2 * width)).to(x.dtype)
+        z = torch.special.ndtri(torch.maximum(share, least.clamp(min=torch.finfo(x.dtype).tiny)))
+        return torch.where(lower, z, -z)
 
     def inverse(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """The value low + (high − low) Φ(z)."""
-        x = self.low + (self.high - self.low) * torch.special.ndtr(self.checked(z))
+        # erfc keeps the digits of a small Φ(−|z|), which torch.special.ndtr loses in float32
+        share = 0.5 * (self.high - self.low) * torch.erfc(self.checked(z).abs() / math.sqrt(2))
+        x = torch.where(z < 0, self.low + share, self.high - share)
         # rounding may move a point across a face, where the density is zero
         return torch.minimum(torch.maximum(x, self.low), self.high)
 
@@ -142,6 +153,12 @@ class BoxScaling(nn.Module):
             ValueError: x is not (batch, d).
         """
         return _check_shape(x, len(self.low))
+
+    def rounded(
+        self, x: Float[Tensor, "batch d"], z: Float[Tensor, "batch d"]
+    ) -> Bool[Tensor, " batch"]:
+        """The rows of x = inverse(z) that were rounded to numbers with another image than z."""
+        return ((self(x) - z).abs() > 1e-3).any(1)
 
     def _inside(self, x: Tensor) -> Tensor:
         return (x >= self.low) & (x <= self.high)
@@ -340,6 +357,14 @@ class TransportMap(nn.Module, abc.ABC):
         like = next(self.data.buffers())
         z = torch.randn((n, self.d), generator=generator, device=generator.device, dtype=like.dtype)
         return z.to(like)
+
+    def rows(self: Map, rows: Tensor) -> Map:
+        """The same map with the contexts of these samples alone."""
+        if self.context is None or len(self.context) == 1:
+            return self
+        bound = copy.copy(self)
+        bound.context = self.context[rows]
+        return bound
 
     def context_of(self, n: int) -> Float[Tensor, "{n} context"] | None:
         """The standardized context with n rows, or None if the map has no context.

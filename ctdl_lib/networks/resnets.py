@@ -135,8 +135,9 @@ class ResNet(nn.Module):
 
     def velocity(self, t: Any, u: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
         """The velocity ∂ₜu with weights piecewise constant in time, e.g. tanh(K(t)u + b(t))."""
-        # A node tₖ = k h may be rounded down; the shift by 10⁻⁶ layers assigns it to layer k.
-        k = min(int(float(t) / self.h + 1e-6), self.layers - 1)
+        # A node tₖ = k h may be rounded down; the small shift assigns it to layer k.
+        k = int(float(t) / self.h + 8 * torch.finfo(u.dtype).eps * self.layers)
+        k = min(max(k, 0), self.layers - 1)
         return self.architecture.field(u, self.K[k], self.b[k])
 
     def refined(self, layers: int) -> "ResNet":

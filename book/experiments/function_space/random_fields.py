@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ctdl_lib.dynamics.stepping import step
+from ctdl_lib.dynamics.stepping import STAGES, step
 from ctdl_lib.generative.diffusion import Schedule, perturb
 from ctdl_lib.generative.fields import Covariance, Field, squared_wave_numbers
 
@@ -98,7 +98,7 @@ class ReactionDiffusion:
         decay = torch.exp(-0.5 * h * diffusions[:, None, None, None] * rate).to(u)
         state = torch.stack([u, v])
         for _ in range(steps):
-            (state,) = step("rk4", self._reaction, 0.0, h, (_spread(state, decay),))
+            (state,) = step("rk4", self._reaction, STAGES["rk4"], h, (_spread(state, decay),))
             state = _spread(state, decay)
         if not state.isfinite().all():
             raise ValueError(f"the solution is not finite: take more than {steps} steps")
