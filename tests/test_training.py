@@ -1,3 +1,4 @@
+import copy
 import itertools
 import math
 import subprocess
@@ -263,3 +264,81 @@ def test_an_average_goes_on_bit_identical(tmp_path):
     list(train(linear(), noisy, float, steps=3, checkpoint=tmp_path / "plain"))
     with pytest.raises(ValueError, match="another run"):
         next(train(linear(), noisy, float, steps=3, average=0.9, checkpoint=tmp_path / "plain"))
+
+
+def test_batches_may_be_a_data_loader_that_starts_again_when_it_ends():
+    x = torch.arange(10.0).reshape(10, 1)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=4)
+    seen = []
+
+    def loss(net, batch):
+        seen.append(batch[0].flatten().tolist())
+        return net(batch[0]).square().mean()
+
+    list(train(nn.Linear(1, 1), loss, loader, steps=4))
+    assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9], [0, 1, 2, 3]]
+    list(train(nn.Linear(1, 1), square, [x, 2 * x], steps=5))
+
+
+def test_batches_that_cannot_start_again_are_refused():
+    net = linear()
+    with pytest.raises(ValueError, match=r"ended before step 2 .* DataLoader"):
+        list(train(net, square, (data(0) for _ in range(2)), steps=3))
+    with pytest.raises(ValueError, match="ended before step 0"):
+        list(train(net, square, [], steps=3))
+
+
+def test_a_checkpoint_needs_batches_by_number(tmp_path):
+    with pytest.raises(ValueError, match="batches as a function"):
+        list(train(linear(), square, [data(0)], steps=3, checkpoint=tmp_path / "run"))
+
+
+def test_nothing_to_train_is_refused():
+    net = linear()
+    with pytest.raises(ValueError, match="the loss has no gradient"):
+        list(train(net, lambda net, batch: square(net, batch).detach(), data, steps=3))
+    with pytest.raises(ValueError, match=r"no parameter of the model.*requires_grad_"):
+        list(train(net.requires_grad_(False), square, data, steps=3))
+
+
+def test_a_checkpoint_of_another_optimizer_leaves_the_model_as_it_was(tmp_path):
+    file, net = tmp_path / "run", linear()
+    list(train(net, square, data, steps=3, checkpoint=file))
+    other = linear()
+    before = other.weight.clone()
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
+    with pytest.raises(ValueError, match=r"made by Adam, not by SGD.* delete it"):
+        list(train(other, square, data, steps=3, checkpoint=file, optimizer=optimizer))
+    assert torch.equal(other.weight, before)
+
+
+@pytest.mark.parametrize("lost", ["history", "optimizer", "kind", "model"])
+@pytest.mark.parametrize("value", [None, "missing"])
+def test_a_damaged_checkpoint_leaves_the_model_as_it_was(tmp_path, lost, value):
+    file, net = tmp_path / "run", linear()
+    list(train(net, square, data, steps=3, checkpoint=file))
+    kept = storage.load(file)
+    if value is None:
+        kept[lost] = None
+    else:
+        del kept[lost]
+    storage.save(file, kept)
+    other = linear()
+    before = other.weight.clone()
+    with pytest.raises(ValueError, match="delete it and run again"):
+        list(train(other, square, data, steps=3, checkpoint=file))
+    assert torch.equal(other.weight, before)
+
+
+def test_the_best_weights_are_kept_by_the_loop_of_the_docstring():
+    net, best, weights = linear(), math.inf, {}
+
+    def validate(net):
+        return float(square(net, data(0)).detach())
+
+    for step in train(net, square, data, steps=50, lr=lambda k: 0.1 if k < 40 else 5.0):
+        if step.index % 5 == 4 and (error := validate(net)) < best:
+            best, weights = error, copy.deepcopy(net.state_dict())
+    assert validate(net) > best
+    net.load_state_dict(weights)
+    assert validate(net) == best

@@ -14,7 +14,7 @@ from torch import Tensor
 def write(path: Path, data: bytes) -> None:
     """Write the file in one atomic replacement: a reader sees the old content or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
             file.write(data)

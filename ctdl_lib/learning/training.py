@@ -1,8 +1,9 @@
 """A training loop as a generator: the caller decides what to log and when to stop."""
 
+import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class Step:
 def train(
     model: nn.Module,
     loss: Callable[[nn.Module, Any], Tensor | Mapping[str, Tensor]],
-    batches: Callable[[int], Any],
+    batches: Callable[[int], Any] | Iterable[Any],
     *,
     steps: int,
     lr: float | Callable[[int], float] | None = None,
@@ -49,7 +50,16 @@ def train(
     `checkpoint`: it first yields the stored records, and on a CPU it ends bit-identical to an
     uninterrupted run.
 
+    The caller's loop validates, stops early and keeps the best weights:
+
+        for step in train(flow, loss, batches, steps=5000):
+            if step.index % 100 == 0 and (error := validate(flow)) < best:
+                best, weights = error, copy.deepcopy(flow.state_dict())
+
     Args:
+        batches: a function k ↦ batch of step k, such as `minibatches`, or an iterable of batches,
+            such as a `DataLoader`, which is started again when it ends. A checkpoint needs a
+            function, so that a continued run sees the same batches.
         lr: a number, or a schedule step ↦ lr (see `cosine`); 1e-3 by default.
         optimizer: an optimizer over the parameters of `model`, such as L-BFGS; Adam by default. The
             rates of its parameter groups hold. An `lr` beside it is a factor of each of them.
@@ -61,11 +71,17 @@ def train(
     Raises:
         TrainingError: a term or the gradient is not finite. The step changes nothing, and the last
             checkpoint stays.
-        ValueError: the checkpoint belongs to another model, optimizer or number of steps, or
-            `average` is not in [0, 1).
+        ValueError: the checkpoint belongs to another model, optimizer or number of steps,
+            `average` is not in [0, 1), the model has no parameter to train, the loss has no
+            gradient, or the batches have ended and cannot be started again.
     """
     if average is not None and not 0 <= average < 1:
         raise ValueError(f"{average=} must be in [0, 1), or None for the last parameters")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("no parameter of the model requires gradients: .requires_grad_() thaws it")
+    if checkpoint is not None and not callable(batches):
+        raise ValueError("checkpoint= needs batches as a function k ↦ batch, such as minibatches")
+    batch = batches if callable(batches) else _restarted(batches)
     if lr is None:
         lr = 1e-3 if optimizer is None else 1.0
     schedule = lr if callable(lr) else lambda step: lr
@@ -82,7 +98,7 @@ def train(
     for index in range(len(done), steps):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(index)
-        evaluated = _update(model, loss, batches(index), index, optimizer, max_grad_norm)
+        evaluated = _update(model, loss, batch(index), index, optimizer, max_grad_norm)
         for name, value in (mean or {}).items():
             value.lerp_(model.get_parameter(name).detach(), 1 - (average or 0.0))
         done.append(Step(index, *evaluated, seconds=elapsed + time.monotonic() - started))
@@ -123,6 +139,23 @@ def minibatches(*data: Tensor, size: int, seed: int) -> Callable[[int], tuple[Te
     return batch
 
 
+def _restarted(batches: Iterable[Any]) -> Callable[[int], Any]:
+    """The function that returns the next of the batches, which start again when they end."""
+    running = [iter(batches)]
+
+    def batch(step: int) -> Any:
+        for _ in range(2):
+            for found in running[0]:
+                return found
+            running[0] = iter(batches)
+        raise ValueError(
+            f"the batches ended before step {step} and cannot be started again: give a DataLoader,"
+            " a list, or a function k ↦ batch in place of a generator"
+        )
+
+    return batch
+
+
 def _update(model, loss, batch, index, optimizer, max_grad_norm):
     """The loss, its terms and the gradient norm before the step of the optimizer that is taken."""
     evaluations = []
@@ -140,6 +173,11 @@ def _update(model, loss, batch, index, optimizer, max_grad_norm):
                 raise TrainingError(
                     f"term {name!r} of the loss is {value} at step {index}; {_ADVICE}"
                 )
+        if not total.requires_grad:
+            raise ValueError(
+                "the loss has no gradient: it does not depend on a parameter that requires one."
+                " Look for a frozen model, torch.no_grad(), .detach() or .item()"
+            )
         total.backward()
         grads = [p.grad for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(grads)
@@ -183,6 +221,7 @@ def _keep(path: Path, model, optimizer, steps: int, done: list[Step], mean) -> N
             "steps": steps,
             "model": dict(model.state_dict()),
             "optimizer": optimizer.state_dict(),
+            "kind": type(optimizer).__name__,
             "history": history,
         }
         | ({} if mean is None else {"average": mean}),
@@ -190,19 +229,27 @@ def _keep(path: Path, model, optimizer, steps: int, done: list[Step], mean) -> N
 
 
 def _restore(path: Path, model, optimizer, steps: int, mean) -> list[Step]:
-    kept = storage.load(path)
+    kept, before = storage.load(path), copy.deepcopy(model.state_dict())
     try:
         if kept["steps"] != steps:
             raise ValueError(f"it was made for steps={kept['steps']}, not {steps}")
+        if kept["kind"] != type(optimizer).__name__:
+            raise ValueError(f"it was made by {kept['kind']}, not by {type(optimizer).__name__}")
+        done = _steps(kept["history"])
         model.load_state_dict(kept["model"])
         optimizer.load_state_dict(kept["optimizer"])
         for name, value in (mean or {}).items():
             value.copy_(kept["average"][name])
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        model.load_state_dict(before)
         raise ValueError(
             f"the checkpoint {path} belongs to another run ({error}): delete it and run again"
         ) from error
-    history = kept["history"]
+    return done
+
+
+def _steps(history: dict[str, Any]) -> list[Step]:
+    """The records of a history that `_keep` has written."""
     names, columns = list(history["terms"]), [t.tolist() for t in history["terms"].values()]
     rows = zip(
         history["losses"].tolist(),
