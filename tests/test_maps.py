@@ -1,8 +1,10 @@
 """Every map to a standard normal: its contexts, its scaling, its samples and its mode."""
 
+import copy
 import inspect
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest
@@ -10,7 +12,15 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 from ctdl_lib.dynamics import Transformed, standard_normal_log_prob
-from ctdl_lib.generative import BoxScaling, ConvexMap, Flow, Sample, Standardization, TransportMap
+from ctdl_lib.generative import (
+    BoxScaling,
+    ConvexMap,
+    Flow,
+    Sample,
+    Standardization,
+    TransportMap,
+    ot_flow,
+)
 from ctdl_lib.networks import MLP
 from ctdl_lib.potentials import ConvexPotential, ResNetPotential
 
@@ -501,3 +511,103 @@ def test_bad_input_is_refused_with_a_reason(kind, name):
     call, message = BAD[name]
     with pytest.raises(ValueError, match=message):
         call(MAPS[kind])
+
+
+# --- data as people have them -------------------------------------------------------------------
+
+
+@each_map
+@pytest.mark.parametrize("kind_of_data", ["float64", "NumPy", "integers"])
+def test_data_of_any_real_type_are_those_of_the_map(kind, kind_of_data, generator):
+    x = torch.randint(-20, 20, (60, 2), generator=generator)
+    y = torch.randint(0, 9, (60, 3), generator=generator)
+    convert = {
+        "float64": lambda a: a.double(),
+        "NumPy": lambda a: a.double().numpy(),
+        "integers": lambda a: a,
+    }[kind_of_data]
+    found = MAPS[kind](context_dim=3).float()
+    reference = copy.deepcopy(found).standardize(x.float(), y.float())
+    found.standardize(convert(x), convert(y))
+    expected = reference.given(y.float())
+    bound = found.given(convert(y))
+    assert bound.log_prob(convert(x)).dtype == torch.float32
+    assert torch.equal(bound.log_prob(convert(x)), expected.log_prob(x.float()))
+    assert torch.equal(bound(convert(x)), expected(x.float()))
+    first = found.given(convert(y)[0])  # a single observation
+    assert torch.equal(first.context, bound.context[:1])
+    assert torch.isfinite(first.log_prob(convert(x))).all()
+
+
+def test_data_that_are_no_real_numbers_are_refused():
+    flow = a_flow(2)
+    with pytest.raises(TypeError, match=r"x must be made of real numbers, got torch\.complex"):
+        flow.standardize(torch.ones(3, 2, dtype=torch.complex64))
+    with pytest.raises(TypeError, match="must be made of real numbers"):
+        flow.standardize(np.array([["a", "b"], ["c", "d"]]))
+
+
+def test_a_constant_context_is_centred_and_has_no_effect(generator):
+    x, y = draw(generator, 40), draw(generator, 40, d=3)
+    y[:, 1] = 7.0
+    flow = a_flow(2, context_dim=3).standardize(x, y)
+    assert (flow.given(y).context[:, 1] == 0).all()
+    assert flow.given(y).log_prob(x).isfinite().all()
+    y[:, 1] = 8.0
+    with pytest.warns(UserWarning, match="column 1"):
+        flow.given(y)
+
+
+def test_a_row_that_is_not_finite_is_named(generator):
+    x = draw(generator, 40)
+    flow = a_flow(2).standardize(x)
+    bad = x.clone()
+    bad[7, 1] = math.nan
+    with pytest.raises(ArithmeticError, match=r"sample 7 \(of 40\)"):
+        flow.log_prob(bad)
+    with pytest.raises(ValueError, match=r"columns \[1\] of x .* \(first in row 7\)"):
+        flow.standardize(bad)
+
+
+def test_an_outlier_that_swallows_a_column_is_warned_of(generator):
+    x, y = draw(generator, 500), draw(generator, 500, d=3).float()
+    counts = torch.zeros(500, 3)
+    counts[::5] = 1.0  # most values are equal, and none is lost
+    flow = a_flow(2, context_dim=3)
+    flow.float().standardize(x, y)
+    flow.standardize(x, counts)
+    y[0, 1] = 1e8
+    with pytest.warns(UserWarning, match=r"column 1 of the context y has outliers.*distinct"):
+        flow.standardize(x, y)
+
+
+def test_a_bound_map_is_not_moved_or_converted(generator):
+    flow = a_flow(2, context_dim=3).standardize(draw(generator, 9), draw(generator, 9, d=3))
+    phi = flow.velocity.given(torch.zeros(1, 3))
+    for bound in (flow.given(torch.zeros(1, 3)), phi):
+        with pytest.raises(RuntimeError, match="convert the original"):
+            bound.float()
+    assert {p.dtype for p in flow.parameters()} == {torch.float64}
+    copied = copy.deepcopy(flow.given(torch.zeros(1, 3)))
+    assert copied.context.shape == (1, 3)
+
+
+def test_the_objective_of_a_flow_standardizes_its_data_by_itself(generator):
+    x, y = 1e3 + 50 * draw(generator, 64), 0.1 * draw(generator, 64, d=3)
+    how = {"steps": 4, "likelihood": 3.0, "hjb": 2.0}
+    flow = a_flow(2, context_dim=3).standardize(x, y)
+    found = flow.objective(x, y, **how)
+    free = copy.deepcopy(flow.velocity)
+    free.standardized = False
+    expected = ot_flow(free.given(flow.conditions(y)), flow.data(x), **how)
+    assert set(found) == set(expected)
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    nll = -flow.given(y).log_prob(x).mean() - flow.data.std.log().sum()
+    fine = flow.objective(x, y, **(how | {"steps": 16}))
+    assert (fine["likelihood"] / 3).item() == pytest.approx(nll.item(), rel=1e-5)
+    with pytest.raises(ValueError, match=r"use flow.objective"):
+        ot_flow(flow.velocity.given(y), x, **how)
+    with pytest.raises(ValueError, match="one context y for each x"):
+        flow.objective(x, **how)
+    with pytest.raises(TypeError, match="needs a Potential"):
+        Flow(MLP(2, width=4), 2, solver={"steps": 2}).standardize(x).objective(x, **how)

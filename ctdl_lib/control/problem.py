@@ -66,8 +66,11 @@ def hamiltonian(
 
 def rates_of(problem: ControlProblem, t: Time, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """The drift f(t, x, u) and the running cost L(t, x, u), after a check of their shapes."""
-    cost = same_shape(problem.running_cost(t, x, u), x.shape[:1], "running_cost(t, x, u)")
-    return same_shape(problem.drift(t, x, u), x.shape, "drift(t, x, u)"), cost
+    try:
+        cost = same_shape(problem.running_cost(t, x, u), x.shape[:1], "running_cost(t, x, u)")
+        return same_shape(problem.drift(t, x, u), x.shape, "drift(t, x, u)"), cost
+    except ValueError as error:
+        raise ValueError(f"{error}; check(problem, x) examines every part") from error
 
 
 def hjb_residual(

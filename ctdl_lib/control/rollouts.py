@@ -134,7 +134,8 @@ def _check_finite(costs: Tensor, t: Tensor, x: Tensor) -> None:
         k, i = bad.nonzero()[0].tolist()
         raise CostError(
             f"the cost of sample {i} is {costs[k, i].item()} at t={t[k].item():.4g}, where"
-            f" x={[round(value, 4) for value in x[k, i].tolist()]}"
+            f" x={[round(value, 4) for value in x[k, i].tolist()]}; check(problem, x) examines the"
+            " problem"
         )
 
 

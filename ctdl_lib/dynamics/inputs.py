@@ -117,7 +117,7 @@ def checked_jumps(step_at: Sequence[float] | Tensor, t0: float, t1: float) -> li
 
 
 def finite(x: Tensors) -> bool:
-    """True where all entries are finite."""
+    """The answer whether all entries are finite."""
     try:
         return all(bool(part.isfinite().all()) for part in x)
     except RuntimeError:  # inside torch.func.vmap a tensor has no single truth value

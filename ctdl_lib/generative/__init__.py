@@ -1,7 +1,8 @@
 """Generative models: normalizing flows, OT-Flow, conditional transport and diffusion.
 
 Read `flows` first: a `Flow` computes densities and samples from a velocity. `maps` has the methods
-that all transport maps share, and `convex_maps` the gradients of convex functions.
+that all transport maps share, `scaling` the units of data, and `convex_maps` the gradients of
+convex functions.
 `optimal_transport` has the objectives of OT-Flow and mean-field games. `diffusion` has score-based
 models, and `fields` has their noise in function space.
 """
@@ -19,8 +20,9 @@ from .diffusion import (
 )
 from .fields import Laplacian, Sum, resample
 from .flows import Flow, flow_matching
-from .maps import BoxScaling, Sample, Standardization, TransportMap
+from .maps import Sample, TransportMap
 from .optimal_transport import MeanFieldCost, MeanFieldGame, mean_field, ot_flow, transport
+from .scaling import BoxScaling, Standardization
 
 __all__ = [
     "BoxScaling",

@@ -12,6 +12,7 @@ from torch.func import grad, jvp, vmap
 from ..dynamics.calculus import Transformed
 from ..potentials.convex import ConvexPotential, Steering
 from .maps import Sample, TransportMap
+from .scaling import Rows
 
 
 class SecondOrder(NamedTuple):
@@ -49,11 +50,11 @@ class ConvexMap(TransportMap):
             raise ValueError(f"tol must be positive, got {tol}")
         self.potential, self.tol = potential, tol
 
-    def forward(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+    def forward(self, x: Rows) -> Float[Tensor, "batch d"]:
         """The reference points z = ∇G(x)."""
         return self._gradient(self.data(x), self._steering(len(x)))
 
-    def transform(self, x: Float[Tensor, "batch d"]) -> Transformed:
+    def transform(self, x: Rows) -> Transformed:
         """The reference points z = ∇G(x), and log |det ∂z/∂x|."""
         scaled = self.data.transform(x)
         at = self._second_order(scaled.z, self._steering(len(x)))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ from ..dynamics.calculus import Transformed, divergence, hutchinson, standard_no
 from ..dynamics.integration import integrate
 from ..dynamics.stepping import Statistics, Velocity, same_shape
 from ..potentials.potential import Potential
-from .maps import BoxScaling, Sample, TransportMap
+from .maps import Sample, TransportMap
+from .optimal_transport import ot_flow_terms
+from .scaling import BoxScaling, Rows
 
 
 class Flow(TransportMap):
@@ -45,16 +48,44 @@ class Flow(TransportMap):
     ):
         super().__init__(d, context_dim=context_dim, box=box, standardize=standardize)
         self.velocity, self.solver = velocity, solver
+        if isinstance(velocity, Potential):
+            velocity.standardized = standardize or box is not None
+
+    def objective(
+        self,
+        x: Rows,
+        y: Tensor | np.ndarray | None = None,
+        *,
+        steps: int,
+        likelihood: float,
+        hjb: float,
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The terms of OT-Flow's objective for data x, and contexts y, in their own units.
+
+        They are those of `ot_flow` at the standardized data, so the likelihood leaves out the
+        constant Σ log std.
+
+        Raises:
+            TypeError: the velocity is not a `Potential`.
+            ValueError: `standardize` was not called, or an argument is invalid.
+        """
+        if not isinstance(self.velocity, Potential):
+            raise TypeError("OT-Flow's objective needs a Potential as the velocity of the flow")
+        if (y is None) != (len(self.conditions.mean) == 0):
+            raise ValueError("give one context y for each x if, and only if, context_dim is set")
+        phi = self.velocity if y is None else self.velocity.given(self.conditions(y))
+        return ot_flow_terms(phi, self.data(x), steps=steps, likelihood=likelihood, hjb=hjb)
 
     def forward(
         self,
-        x: Float[Tensor, "batch d"],
+        x: Rows,
         *,
         save_at: Sequence[float] | Tensor | None = None,
         statistics: Statistics | None = None,
     ) -> Float[Tensor, "*times batch d"]:
         """The reference points z = x(1), or the standardized x(t) at the times `save_at`."""
-        return self._solve(self._field(len(x)), self.data(x), 0, 1, save_at, statistics)
+        start = self.data(x)
+        return self._solve(self._field(len(x)), start, 0, 1, save_at, statistics)
 
     def inverse(
         self,
@@ -69,7 +100,7 @@ class Flow(TransportMap):
 
     def transform(
         self,
-        x: Float[Tensor, "batch d"],
+        x: Rows,
         *,
         eps: Float[Tensor, "batch d"] | None = None,
         statistics: Statistics | None = None,
@@ -81,7 +112,7 @@ class Flow(TransportMap):
                 It is the same at all t, because solvers need a velocity that is smooth in t.
         """
         scaled = self.data.transform(x)
-        state = Transformed(scaled.z, x.new_zeros(len(x)))
+        state = Transformed(scaled.z, scaled.z.new_zeros(len(x)))
         end = self._solve(self._rates(len(x), eps), state, 0, 1, None, statistics)
         return Transformed(end.z, end.log_det + scaled.log_det)
 

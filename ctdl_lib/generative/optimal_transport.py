@@ -95,10 +95,23 @@ def ot_flow(
     expectations are means over the data x, and the weights are α = `likelihood` and β = `hjb`.
 
     Raises:
-        ValueError: α is not positive, β is negative, or `integrate` refuses `steps`.
+        ValueError: α is not positive, β is negative, `integrate` refuses `steps`, or the potential
+            belongs to a `Flow` that standardizes its data: `Flow.objective` takes these.
 
     Reference: onken2021otflow.
     """
+    if potential.standardized:
+        raise ValueError(
+            "the flow of this potential standardizes its data: use flow.objective(x, …) with data"
+            " in their own units"
+        )
+    return ot_flow_terms(potential, x, steps=steps, likelihood=likelihood, hjb=hjb)
+
+
+def ot_flow_terms(
+    potential: Potential, x: Float[Tensor, "batch d"], *, steps: int, likelihood: float, hjb: float
+) -> dict[str, Float[Tensor, ""]]:
+    """The terms of `ot_flow` for data x in the coordinates of the potential."""
     if not likelihood > 0 or not hjb >= 0:
         raise ValueError(
             f"likelihood={likelihood} must be positive and hjb={hjb} not negative: without the"

@@ -4,7 +4,7 @@ import abc
 import copy
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -38,13 +38,41 @@ class Derivatives(NamedTuple):
     laplacian: Float[Tensor, " batch"]
 
 
+Bound = TypeVar("Bound", bound="Conditional")
 Known = TypeVar("Known", Gradient, Derivatives, Gradient | Derivatives)
 
 
-class Potential(nn.Module, abc.ABC):
-    """A scalar function Φ(t, x), or Φ(t, x; y) once a context y is bound by `given`."""
+class Conditional(nn.Module, abc.ABC):
+    """A module with a `context` that `given` binds, in a copy which shares the parameters.
+
+    Such a copy cannot be moved or converted, because that would change the original as well.
+    """
 
     context: Tensor | None = None
+
+    @abc.abstractmethod
+    def given(self: Bound, y: Any) -> Bound:
+        """The module with the context y."""
+
+    def bind(self: Bound, context: Tensor) -> Bound:
+        """The module with this context and the same parameters."""
+        bound = copy.copy(self)
+        bound.context = context
+        return bound
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        if self.context is not None:
+            raise RuntimeError(
+                "a module with a bound context shares its parameters with the original: move or"
+                " convert the original, then bind the context again"
+            )
+        return super()._apply(fn, recurse)
+
+
+class Potential(Conditional):
+    """A scalar function Φ(t, x), or Φ(t, x; y) once a context y is bound by `given`."""
+
+    standardized = False  # True for the potential of a flow that standardizes its data
 
     @abc.abstractmethod
     def forward(self, t: Time, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
@@ -60,11 +88,9 @@ class Potential(nn.Module, abc.ABC):
     ) -> Derivatives:
         """The value Φ, ∂ₜΦ, ∇ₓΦ and ΔₓΦ, or tr(σσᵀ∇ₓ²Φ) for a number or matrix (d, k) σ."""
 
-    def given(self, y: Float[Tensor, "batch context"]) -> "Potential":
+    def given(self: Bound, y: Float[Tensor, "batch context"]) -> Bound:
         """The potential Φ(·, ·; y), which shares the parameters and has the context y."""
-        bound = copy.copy(self)
-        bound.context = y
-        return bound
+        return self.bind(y)
 
 
 class AutodiffPotential(Potential):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ctdl_lib import metrics
-from ctdl_lib.generative import Flow, ot_flow
+from ctdl_lib.generative import Flow
 from ctdl_lib.learning import Step, cosine, minibatches, train
 from ctdl_lib.potentials import ResNetPotential
 from ctdl_lib.problems.datasets import mnist
@@ -113,7 +113,7 @@ def _flow(store: Store, coding: Coding, flowing: Flowing, codes: Tensor, seed: i
     how = {"likelihood": flowing.alpha, "hjb": flowing.beta, "steps": flowing.rk4}
 
     def terms(flow: Any, batch: tuple[Tensor]) -> dict[str, Tensor]:
-        return ot_flow(flow.velocity, flow.data(*batch), **how)
+        return flow.objective(*batch, **how)
 
     key = asdict(flowing) | {"coder": asdict(coding)}
     _fit(store, "latent", flow, flowing, key, terms, codes, seed)

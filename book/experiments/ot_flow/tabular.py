@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ctdl_lib import metrics
 from ctdl_lib.dynamics import Statistics
-from ctdl_lib.generative import Flow, Standardization, flow_matching, ot_flow
+from ctdl_lib.generative import Flow, Standardization, flow_matching
 from ctdl_lib.learning import TrainingError, cosine, minibatches, train
 from ctdl_lib.networks import MLP
 from ctdl_lib.potentials import ResNetPotential
@@ -239,7 +239,7 @@ def objective(name: str, key: Mapping[str, Any], model: Any, batch: Any) -> Any:
     (x,), z, t = batch
     if name == "OT-Flow":
         how = {"likelihood": key["alpha"], "hjb": key["beta"], "steps": key["rk4"]}
-        return ot_flow(model.velocity, model.data(x), **how)
+        return model.objective(x, **how)
     if name == "flow matching":
         return flow_matching(model.velocity, model.data(x), z, t)
     return -model.log_prob(x).mean()
