@@ -100,9 +100,10 @@ def _excess(problem, t, x, p, u, bounds, tolerance, generator) -> float:
     worst = int(excess.argmax())
     if excess[worst] > tolerance:
         hint = "; is its sign right?" if mirrored[worst] < own[worst] else ""
+        found = f"{float(own[worst]):.6g} at u*, but {float(best[worst]):.6g} elsewhere{hint}"
         raise ValueError(
             f"optimal_control does not minimise L + pᵀf, which at t={float(t):.4g} in sample"
-            f" {worst} is {float(own[worst]):.6g} at u*, but {float(best[worst]):.6g} elsewhere{hint}"
+            f" {worst} is {found}"
         )
     return max(0.0, float(excess[worst]))
 
