@@ -611,3 +611,16 @@ def test_the_objective_of_a_flow_standardizes_its_data_by_itself(generator):
         flow.objective(x, **how)
     with pytest.raises(TypeError, match="needs a Potential"):
         Flow(MLP(2, width=4), 2, solver={"steps": 2}).standardize(x).objective(x, **how)
+
+
+def test_a_map_has_the_type_of_its_parameters_or_of_its_data(generator):
+    net = MLP(2, width=4).float()
+    x = draw(generator, 5)
+    for flow in (Flow(net, 2, solver={"steps": 2}, standardize=False), a_flow(2).float()):
+        flow.standardize(draw(generator, 20))
+        assert flow.log_prob(x).dtype == torch.float32
+    torch.set_default_dtype(torch.float32)
+    double = Flow(net.double(), 2, solver={"steps": 2}, standardize=False)
+    free = Flow(Contract(), 2, solver={"steps": 2}, standardize=False)
+    assert double.log_prob(x).dtype == free.log_prob(x).dtype == torch.float64
+    assert free.log_prob(x.float()).dtype == torch.float32

@@ -49,6 +49,7 @@ class ConvexMap(TransportMap):
         if not tol > 0:
             raise ValueError(f"tol must be positive, got {tol}")
         self.potential, self.tol = potential, tol
+        self.adopt(potential)
 
     def forward(self, x: Rows) -> Float[Tensor, "batch d"]:
         """The reference points z = ∇G(x)."""

@@ -48,6 +48,7 @@ class Flow(TransportMap):
     ):
         super().__init__(d, context_dim=context_dim, box=box, standardize=standardize)
         self.velocity, self.solver = velocity, solver
+        self.adopt(velocity)
         if isinstance(velocity, Potential):
             velocity.standardized = standardize or box is not None
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..dynamics.calculus import Transformed, standard_normal_log_prob
 from ..potentials.potential import Conditional
@@ -74,6 +74,15 @@ class TransportMap(Conditional):
         self.conditions = Standardization(context_dim, identity=not (standardize and context_dim))
         if context_dim:
             self.register_buffer("seen", torch.tensor([-math.inf, math.inf]).repeat(context_dim, 1))
+
+    def adopt(self, learned: nn.Module) -> None:
+        """Set the type and device of the scalings to those of the learned part, if it has any."""
+        parameter = next(learned.parameters(), None)
+        if parameter is None:
+            self.data.keeps_type = self.conditions.keeps_type = True
+        else:
+            self.data.to(parameter)
+            self.conditions.to(parameter)
 
     def standardize(self: Map, x: Rows, y: Tensor | np.ndarray | None = None) -> Map:
         """The same map, with the means, deviations and ranges of the training data."""

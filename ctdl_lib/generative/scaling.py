@@ -25,6 +25,7 @@ class Standardization(nn.Module):
 
     mean: Tensor
     std: Tensor
+    keeps_type = False  # floating-point data keep their type, for a map without parameters
 
     def __init__(self, d: int, *, identity: bool = False):
         super().__init__()
@@ -43,7 +44,7 @@ class Standardization(nn.Module):
             ValueError: x has a wrong shape, one row, entries that are not finite, or constant
                 columns; the message names the columns.
         """
-        x = rows_of(x, self.mean, name)
+        x = rows_of(x, self.mean, name, self.keeps_type)
         if len(x) < 2:
             raise ValueError(f"{name} has one row, but a deviation needs at least two")
         refuse(~x.isfinite(), name, "NaN or infinite entries: drop or impute those rows")
@@ -90,7 +91,7 @@ class Standardization(nn.Module):
                 "mean and deviation are unknown: call .standardize(x_train) first, load a state"
                 " dictionary, or construct with standardize=False"
             )
-        return rows_of(x, self.mean)
+        return rows_of(x, self.mean, keeps_type=self.keeps_type)
 
 
 class BoxScaling(nn.Module):
@@ -105,6 +106,7 @@ class BoxScaling(nn.Module):
 
     low: Tensor
     high: Tensor
+    keeps_type = False
 
     def __init__(self, low: Sequence[float], high: Sequence[float]):
         super().__init__()
@@ -164,7 +166,7 @@ class BoxScaling(nn.Module):
             ValueError: x is not (batch, d).
             TypeError: x is not made of real numbers.
         """
-        return rows_of(x, self.low)
+        return rows_of(x, self.low, keeps_type=self.keeps_type)
 
     def rounded(
         self, x: Float[Tensor, "batch d"], z: Float[Tensor, "batch d"]
@@ -176,8 +178,13 @@ class BoxScaling(nn.Module):
         return (x >= self.low) & (x <= self.high)
 
 
-def rows_of(x: Tensor | np.ndarray, like: Tensor, name: str = "the tensor") -> Tensor:
-    """The rows x in the dtype and on the device of `like`, which has one entry a column."""
+def rows_of(
+    x: Tensor | np.ndarray, like: Tensor, name: str = "the tensor", keeps_type: bool = False
+) -> Tensor:
+    """The rows x in the dtype and on the device of `like`, which has one entry a column.
+
+    With `keeps_type`, floating-point data keep their dtype.
+    """
     try:
         x = torch.as_tensor(x)
     except TypeError as error:
@@ -186,7 +193,7 @@ def rows_of(x: Tensor | np.ndarray, like: Tensor, name: str = "the tensor") -> T
         raise TypeError(f"{name} must be made of real numbers, got {x.dtype}")
     if x.dim() != 2 or x.shape[1] != len(like):
         raise ValueError(f"{name} must have shape (batch, {len(like)}), got {tuple(x.shape)}")
-    return x.to(like)
+    return x.to(like.device if keeps_type and x.is_floating_point() else like)
 
 
 def refuse(bad: Tensor, name: str, fault: str) -> None:
