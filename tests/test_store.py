@@ -6,6 +6,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -319,6 +320,16 @@ def strange_record(folder):
     (folder / "chapter" / "net.json").write_text('{"settings": {}}')
 
 
+def without_settings(folder):
+    path = folder / "chapter" / "net.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": None}))
+
+
+def losses_as_text(folder):
+    path = folder / "chapter" / "net.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"losses": "abc"}))
+
+
 def truncate(folder):
     path = folder / "chapter" / "net.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
@@ -339,6 +350,8 @@ FAULTS = {
     "missing weights": (lambda f: (f / "chapter" / "net.safetensors").unlink(), "is missing"),
     "broken record": (spoil_record, "is broken"),
     "a record of something else": (strange_record, "is broken"),
+    "no settings": (without_settings, "is broken"),
+    "losses that are text": (losses_as_text, "is broken"),
     "truncated weights": (truncate, "truncated or no safetensors"),
     "a pickle": (pickle, "truncated or no safetensors"),
     "weights of another run": (swap, "not the file that its record describes"),
@@ -379,3 +392,35 @@ def test_two_processes_that_write_one_result_lose_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     temporary = [p for p in (tmp_path / "chapter").iterdir() if p.name.startswith(".net.json.")]
     assert not temporary
+
+
+@pytest.mark.parametrize("name", ["../net", "a/b", "/tmp/net", "..", ".net", ""])
+@pytest.mark.parametrize("run", ["saved", "train"])
+def test_a_result_cannot_leave_its_folder_and_nothing_is_computed_before(tmp_path, name, run):
+    store = Store("chapter", run, folder=tmp_path)
+    with pytest.raises(ValueError, match="name must be that of a file"):
+        store.measure(name, {}, lambda: pytest.fail("it computes"))
+    with pytest.raises(ValueError, match="name must be that of a file"):
+        store.fit(name, nn.Linear(2, 1), SETTINGS, lambda *_: pytest.fail("it trains"))
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_settings_may_hold_numbers_of_numpy_and_torch_but_no_nan(tmp_path):
+    store = Store("chapter", "train", folder=tmp_path)
+    settings = {"lr": np.float32(0.5), "sizes": np.arange(3), "scale": torch.tensor(2.0)}
+    store.measure("numbers", settings, lambda: {"found": np.float64(1.5)})
+    loaded = Store("chapter", "saved", folder=tmp_path).measure("numbers", settings, pytest.fail)
+    assert loaded.settings == {"lr": 0.5, "sizes": [0, 1, 2], "scale": 2.0}
+    assert loaded.numbers == {"found": 1.5}
+    with pytest.raises(ValueError, match="must not be NaN"):
+        store.measure("numbers", {"lr": float("nan")}, pytest.fail)
+    with pytest.raises(TypeError, match="plain data, got a object"):
+        store.measure("numbers", {"lr": object()}, pytest.fail)
+
+
+def test_a_fit_has_at_least_one_step(tmp_path):
+    net = nn.Linear(2, 1)
+    with pytest.raises(ValueError, match="steps=0 must be at least 1"):
+        Store("chapter", "train", folder=tmp_path).fit(
+            "net", net, SETTINGS | {"steps": 0}, training(net)
+        )

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 import tarfile
 import tempfile
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.request import urlopen
 
+import numpy as np
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError
@@ -120,7 +122,9 @@ class Store:
         Raises:
             ResultError: with "saved", where the stored result cannot be this one.
         """
-        settings = _as_json(settings)
+        settings = _checked(settings)
+        if settings["steps"] < 1:
+            raise ValueError(f"steps={settings['steps']} must be at least 1")
         if self.run in ("saved", "explore"):
             found = self._found(name, settings, model, device)
             if found is not None:
@@ -150,7 +154,7 @@ class Store:
 
         With "train" they are computed once, also when the chapter is killed later and goes on.
         """
-        settings = _as_json(settings)
+        settings = _checked(settings)
         if self.run in ("saved", "explore"):
             found = self._found(name, settings, None, device)
             if found is not None:
@@ -226,6 +230,8 @@ class Store:
 
     def _paths(self, name: str, settings: dict, folder: Path) -> tuple[Path, Path]:
         """Record and weights. A reader tries many settings, so there each has its own files."""
+        if not re.fullmatch(r"[\w+][\w+. -]*", name):
+            raise ValueError(f"a result's name must be that of a file in its folder, got {name!r}")
         is_mine = self.run == "explore" and folder == self.mine
         stem = f"{name}.{_key(settings)}" if is_mine else name
         place = folder / self.chapter
@@ -233,7 +239,8 @@ class Store:
 
     def _checkpoint(self, name: str, settings: dict) -> Path:
         """Other settings have another checkpoint, so that none is ever resumed by mistake."""
-        return self._writes / self.chapter / f"{name}.{_key(settings)}.checkpoint.safetensors"
+        path, _ = self._paths(name, settings, self._writes)
+        return path.with_name(f"{name}.{_key(settings)}.checkpoint.safetensors")
 
     def _lock(self) -> FileLock:
         folder = self._writes / self.chapter
@@ -312,6 +319,10 @@ class Store:
                 raise ResultError(f"{path} is missing")
         try:
             record = Record(**json.loads(record_path.read_text()))
+            kinds = {"settings": dict, "numbers": dict, "losses": list}
+            for part, kind in kinds.items():
+                if not isinstance(getattr(record, part), kind):
+                    raise TypeError(f"{part} is no {kind.__name__}")
         except (ValueError, TypeError) as error:
             raise ResultError(f"{record_path} is broken ({error})") from error
         if not with_weights:
@@ -392,7 +403,22 @@ def _is_close(old: Any, new: Any) -> bool:
 
 def _as_json(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """The mapping as it will read back from a JSON file (tuples become lists)."""
-    return json.loads(json.dumps(dict(mapping)))
+    return json.loads(json.dumps(dict(mapping), default=_number))
+
+
+def _number(value: Any) -> Any:
+    """A number or an array of NumPy or torch as Python's."""
+    if isinstance(value, np.generic | np.ndarray | Tensor):
+        return value.tolist()
+    raise TypeError(f"settings and numbers must be plain data, got a {type(value).__name__}")
+
+
+def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as JSON; NaN is refused, since it would never be equal to what was stored."""
+    found = _as_json(settings)
+    if "NaN" in json.dumps(found):
+        raise ValueError(f"settings must not be NaN, got {found}")
+    return found
 
 
 def _differences(stored: dict, wanted: dict) -> str:
