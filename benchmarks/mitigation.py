@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctdl_lib.control import rollout
-from ctdl_lib.control.environments import ControlEnvironment
+from experiments.pde_control.environments import ControlEnvironment
 from experiments.pde_control.mitigation import SourceMitigation, draw_basins
 from machinery.instruments import interleaved_times
 

@@ -8,8 +8,8 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_for_baselines
 
 from ctdl_lib.control import rollout
-from ctdl_lib.control.environments import ControlEnvironment
 from ctdl_lib.problems.control import LinearQuadratic
+from experiments.pde_control.environments import ControlEnvironment
 from experiments.pde_control.mitigation import SourceMitigation, draw_basins
 
 LOW, HIGH = torch.zeros(1), torch.full((1,), 3.0)

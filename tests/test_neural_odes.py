@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from ctdl_lib.dynamics import Statistics
-from ctdl_lib.networks import MLP, NeuralODE
+from ctdl_lib.networks import MLP
+from experiments.neural_odes.models import NeuralODE
 
 
 def test_a_linear_velocity_gives_the_matrix_exponential(generator):

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from ctdl_lib.dynamics import taylor_errors
-from ctdl_lib.learning.pontryagin import (
+from ctdl_lib.metrics import observed_orders
+from ctdl_lib.networks import ResNet
+from experiments.optimal_control.pontryagin import (
     Extremal,
     TrainingProblem,
     costates,
@@ -20,8 +22,6 @@ from ctdl_lib.learning.pontryagin import (
     states,
     tanh_layer,
 )
-from ctdl_lib.metrics import observed_orders
-from ctdl_lib.networks import ResNet
 from experiments.optimal_control.solvers import (
     binary_msa,
     binary_step,

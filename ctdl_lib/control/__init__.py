@@ -1,9 +1,8 @@
 """Optimal control with a learned value function, for the slides on HJB, PMP and neural SOC.
 
 Read `problem` first: it defines a control problem, its Hamiltonian and the feedback of a potential.
-`validation` checks a problem before any training. `rollouts` simulates a policy, `objectives` has
-the loss for Φ, and `environments` makes a problem without noise an environment for reinforcement
-learning.
+`validation` checks a problem before any training. `rollouts` simulates a policy, and `objectives`
+has the loss for Φ.
 """
 
 from .objectives import objective

@@ -1,8 +1,7 @@
-"""Learning as optimal control: training loops, and Pontryagin's principle for networks.
+"""Learning as optimal control: the training loop of every chapter.
 
-Read `training` first: `train` is a generator that yields one record per step. `pontryagin` writes
-the optimal control framework of the slides layer by layer and solves it by successive
-approximations. `storage` saves and loads checkpoints.
+Read `training` first: `train` is a generator that yields one record per step. `storage` saves and
+loads its checkpoints. The chapter on training as optimal control writes out Pontryagin's principle.
 """
 
 from .training import Step, TrainingError, cosine, minibatches, train

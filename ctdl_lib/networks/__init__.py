@@ -1,14 +1,13 @@
 """Networks for the slides on ResNets, stable architectures and neural ODEs.
 
 Read `resnets` first: its class `ResNet` can have every layer of the slides, and `architectures`
-lists these layers and their time-stepping schemes. `neural_odes` integrates a velocity adaptively.
+lists these layers and their time-stepping schemes.
 `mlps` and `operators` have the velocities and scores of the chapters on generative models.
 """
 
 from .architectures import antisymmetric_field
 from .embeddings import time_features
 from .mlps import MLP, ConcatSquash
-from .neural_odes import NeuralODE
 from .operators import FNO, SpectralConv
 from .resnets import Control, ResNet, tikhonov, time_smoothness
 
@@ -17,7 +16,6 @@ __all__ = [
     "MLP",
     "ConcatSquash",
     "Control",
-    "NeuralODE",
     "ResNet",
     "SpectralConv",
     "antisymmetric_field",

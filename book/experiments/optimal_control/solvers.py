@@ -7,7 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ctdl_lib.learning.pontryagin import (
+from ctdl_lib.metrics import cross_entropy
+from ctdl_lib.networks import Control, time_smoothness
+
+from .pontryagin import (
     Sweep,
     TrainingProblem,
     costates,
@@ -17,8 +20,6 @@ from ctdl_lib.learning.pontryagin import (
     objective,
     search,
 )
-from ctdl_lib.metrics import cross_entropy
-from ctdl_lib.networks import Control, time_smoothness
 
 
 def binary_step(

@@ -10,7 +10,7 @@ from gymnasium.spaces import Box
 from jaxtyping import Float
 from torch import Tensor
 
-from .problem import ControlProblem
+from ctdl_lib.control import ControlProblem
 
 Draw = Callable[[torch.Generator], tuple[ControlProblem, Tensor]]
 Observe = Callable[[ControlProblem, float, Tensor], np.ndarray]

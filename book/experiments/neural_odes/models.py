@@ -8,8 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..dynamics.integration import integrate
-from ..dynamics.stepping import Statistics
+from ctdl_lib.dynamics import Statistics, integrate
 
 
 class NeuralODE(nn.Module):
