@@ -11,6 +11,7 @@ from zuko.transforms import FreeFormJacobianTransform
 
 from ctdl_lib.dynamics import Statistics, standard_normal_log_prob, taylor_errors
 from ctdl_lib.generative import Flow, flow_matching
+from ctdl_lib.learning import train
 from ctdl_lib.metrics import observed_orders
 from ctdl_lib.networks import MLP, ConcatSquash
 from ctdl_lib.potentials import AutodiffPotential, Gradient, Potential, ResNetPotential
@@ -535,3 +536,24 @@ def test_bad_input_is_refused_with_a_reason(name):
     call, message = BAD[name]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_flow_is_trained_kept_and_loaded_as_its_docstring_says(tmp_path, generator):
+    def a_flow():
+        phi = ResNetPotential(2, width=8, generator=torch.Generator().manual_seed(0))
+        return Flow(phi, 2, solver={"steps": 8})
+
+    x = 100 + 7 * torch.randn(200, 2, generator=generator)
+    flow = a_flow().standardize(x)
+    before = flow.log_prob(x).mean()
+
+    def loss(flow, x):
+        return flow.objective(x, steps=8, likelihood=30.0, hjb=1.0)
+
+    loader = torch.utils.data.DataLoader(x, 64)
+    assert len(list(train(flow, loss, loader, steps=20, lr=0.03))) == 20
+    assert flow.log_prob(x).mean() > before
+    torch.save(flow.state_dict(), tmp_path / "flow.pt")
+    other = a_flow()
+    other.load_state_dict(torch.load(tmp_path / "flow.pt", weights_only=True))
+    assert torch.equal(other.log_prob(x), flow.log_prob(x))

@@ -33,6 +33,16 @@ class Flow(TransportMap):
     `integrate` (`solver`), such as {"steps": 8} or {"tol": 1e-5}; `box` and `standardize` as in
     `TransportMap`.
 
+    A flow is trained, kept and moved as any module of torch:
+
+        flow = Flow(ResNetPotential(d), d, solver={"steps": 8}).standardize(x_train)
+        loss = lambda flow, x: flow.objective(x, steps=8, likelihood=30.0, hjb=1.0)
+        for step in tqdm(train(flow, loss, DataLoader(x_train, 512), steps=1000), total=1000):
+            ...
+        torch.save(flow.state_dict(), "flow.pt")  # the scaling of the data is in it
+        flow.load_state_dict(torch.load("flow.pt", weights_only=True))
+        flow.to("cuda").log_prob(x_test)
+
     Reference: chen2018neural, section 4; grathwohl2019ffjord.
     """
 
