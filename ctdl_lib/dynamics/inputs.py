@@ -120,7 +120,7 @@ def checked_jumps(step_at: Sequence[float] | Tensor, t0: float, t1: float) -> li
 def finite(x: Tensors) -> bool:
     """The answer whether all entries are finite."""
     try:
-        return all(holds(part.isfinite()) for part in x)
+        return holds(torch.stack([part.isfinite().all() for part in x]))
     except RuntimeError:  # inside torch.func.vmap a tensor has no single truth value
         return True
 
