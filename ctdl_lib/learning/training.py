@@ -51,8 +51,8 @@ def train(
     `checkpoint`: it first yields the stored records, and on a CPU it ends bit-identical to an
     uninterrupted run.
 
-    On a device, the host waits once a step, for the numbers of its record. Checks of numbers inside of
-    `loss` are put off until then. If one fails, the loss is computed again to raise its error.
+    On a device, the host waits once a step, for the numbers of its record. Checks of numbers inside
+    of `loss` are put off until then. If one fails, the loss is computed again to raise its error.
 
     The caller's loop validates, stops early and keeps the best weights:
 
