@@ -43,4 +43,5 @@ def all_hold(checks: Iterable[Tensor]) -> bool:
 
 def in_transform() -> bool:
     """The answer whether a transform of torch.func is running, such as vjp or vmap."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    stack = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
+    return stack is not None
