@@ -6,7 +6,7 @@ DEVICE  ?= auto
 export OMP_NUM_THREADS ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: book test lint format execute train bench lab clean chromium
+.PHONY: book test accelerator lint format execute train bench lab clean chromium
 
 book: .venv/installed
 	$(BIN)/python -m machinery.chapters execute
@@ -15,6 +15,9 @@ book: .venv/installed
 
 test: .venv/installed lint chromium
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10
+
+accelerator: .venv/installed
+	ACCELERATOR=1 $(BIN)/python -m pytest tests/test_accelerator_chapters.py --numprocesses 2 --durations 0
 
 lint: .venv/installed
 	$(BIN)/ruff check

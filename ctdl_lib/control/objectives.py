@@ -99,7 +99,7 @@ def _penalties(
         return {}
     times, x = path.t, path.x.detach()
     if not wanted & {"hjb", "bsde"}:
-        times, x = times[[0, -1]], x[[0, -1]]
+        times, x = (torch.stack([part[0], part[-1]]) for part in (times, x))
     shape, t, points = x.shape[:2], times.repeat_interleave(x.shape[1]), x.flatten(0, 1)
     evaluate = potential.gradient
     if "hjb" in wanted:

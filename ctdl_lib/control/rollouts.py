@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..dynamics.deferral import holds
 from ..dynamics.integration import integrate
 from ..dynamics.stepping import same_shape
 from ..dynamics.stochastic import euler_maruyama
@@ -129,9 +130,9 @@ def _check_driver(sigma: Sigma, steps: int, method: str, silent: bool) -> None:
 
 def _check_finite(costs: Tensor, t: Tensor, x: Tensor) -> None:
     """Refuse a cost that is not finite, and name its sample, state and time."""
-    bad = ~costs.isfinite()
-    if bad.any():
-        k, i = bad.nonzero()[0].tolist()
+    good = costs.isfinite()
+    if not holds(good):
+        k, i = (~good).nonzero()[0].tolist()
         raise CostError(
             f"the cost of sample {i} is {costs[k, i].item()} at t={t[k].item():.4g}, where"
             f" x={[round(value, 4) for value in x[k, i].tolist()]}; check(problem, x) examines the"

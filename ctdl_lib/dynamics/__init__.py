@@ -4,7 +4,7 @@ The slides on ResNets, neural ODEs and normalizing flows integrate ẋ = v(t, x)
 first: `integrate` solves the equation and offers three ways to differentiate the solution.
 `stepping` has the Runge–Kutta steps, `adjoint` the adjoint equation −ṗ = (∂v/∂x)ᵀp, `stochastic`
 the method of Euler and Maruyama, and `calculus` divergences and Taylor tests. `inputs` checks what
-these functions receive.
+these functions receive, and `deferral` lets a training step put off checks on a device.
 """
 
 from .calculus import Transformed, divergence, hutchinson, standard_normal_log_prob, taylor_errors

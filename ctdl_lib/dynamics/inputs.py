@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .deferral import holds
 from .stepping import METHODS, Tensors
 
 ADAPTIVE = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}  # orders
@@ -119,7 +120,7 @@ def checked_jumps(step_at: Sequence[float] | Tensor, t0: float, t1: float) -> li
 def finite(x: Tensors) -> bool:
     """The answer whether all entries are finite."""
     try:
-        return all(bool(part.isfinite().all()) for part in x)
+        return holds(torch.stack([part.isfinite().all() for part in x]))
     except RuntimeError:  # inside torch.func.vmap a tensor has no single truth value
         return True
 

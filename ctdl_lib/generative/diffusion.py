@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..dynamics.deferral import holds
 from ..dynamics.inputs import IntegrationError
 from ..dynamics.stepping import Velocity, same_shape
 from ..networks.embeddings import times_like
@@ -57,7 +58,7 @@ class Schedule:
 
 def _checked(t: Any) -> Tensor:
     t = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
-    if not bool(((t >= 0) & (t <= 1)).all()):
+    if not holds((t >= 0) & (t <= 1)):
         raise ValueError(f"t must lie in [0, 1], got {t.min().item():.6g} to {t.max().item():.6g}")
     return t
 

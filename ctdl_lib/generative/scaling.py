@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from ..dynamics.calculus import Transformed, standard_normal_log_prob
+from ..dynamics.deferral import holds
 
 # Data in any real type, which is converted to the type of the map.
 Rows = Shaped[Tensor, "batch d"] | Shaped[np.ndarray, "batch d"]
@@ -86,7 +87,7 @@ class Standardization(nn.Module):
             ValueError: `fit` was not called, or x is not (batch, d).
             TypeError: x is not made of real numbers.
         """
-        if bool(self.mean.isnan().any()):
+        if not holds(~self.mean.isnan()):
             raise ValueError(
                 "mean and deviation are unknown: call .standardize(x_train) first, load a state"
                 " dictionary, or construct with standardize=False"
@@ -198,7 +199,7 @@ def rows_of(
 
 def refuse(bad: Tensor, name: str, fault: str) -> None:
     """Refuse data with bad entries (batch, d), or bad columns (d,)."""
-    if not bool(bad.any()):
+    if holds(~bad):
         return
     columns = bad.reshape(-1, bad.shape[-1]).any(0).nonzero().flatten().tolist()
     where = "" if bad.dim() == 1 else f" (first in row {int(bad.any(1).nonzero()[0])})"

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..dynamics.deferral import all_hold, deferred
 from . import storage
 
 
@@ -49,6 +50,9 @@ def train(
     of step k must be in `batches(k)`, which depends on k alone. A killed run can then continue from
     `checkpoint`: it first yields the stored records, and on a CPU it ends bit-identical to an
     uninterrupted run.
+
+    On a device, the host waits once a step, for the numbers of its record. Checks of numbers inside
+    of `loss` are put off until then. If one fails, the loss is computed again to raise its error.
 
     The caller's loop validates, stops early and keeps the best weights:
 
@@ -164,15 +168,10 @@ def _update(model, loss, batch, index, optimizer, max_grad_norm):
     def closure() -> float:
         model.train()
         optimizer.zero_grad(set_to_none=True)
-        terms = loss(model, batch)
-        terms = {"loss": terms} if isinstance(terms, Tensor) else dict(terms)
+        terms, checks = _terms(model, loss, batch)
         total = torch.stack(list(terms.values())).sum()
-        values = {name: value.item() for name, value in terms.items()}
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"term {name!r} of the loss is {value} at step {index}; {_ADVICE}"
-                )
+        if total.device.type == "cpu" or not total.requires_grad:
+            _finite_terms(terms, _numbers(list(terms.values())), index)
         if not total.requires_grad:
             raise ValueError(
                 "the loss has no gradient: it does not depend on a parameter that requires one."
@@ -181,15 +180,53 @@ def _update(model, loss, batch, index, optimizer, max_grad_norm):
         total.backward()
         grads = [p.grad for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(grads)
-        if not norm.isfinite():
+        # on a device, the one moment of the step at which the host waits
+        numbers = _numbers([*terms.values(), total, norm, *checks])
+        if not all(numbers[len(terms) + 2 :]):
+            loss(model, batch)  # raises the error of the check that failed
+            raise TrainingError(f"the loss of step {index} is not the same when it is repeated")
+        values = _finite_terms(terms, numbers, index)
+        value, length = numbers[len(terms) : len(terms) + 2]
+        if not math.isfinite(length):
             raise TrainingError(f"the gradient is not finite at step {index}; {_ADVICE}")
         if max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
-        evaluations.append((total.item(), values, norm.item()))
-        return total.item()
+        evaluations.append((value, values, length))
+        return value
 
     optimizer.step(closure)
     return evaluations[0]
+
+
+def _terms(model, loss, batch) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """The terms of the loss, and the checks of numbers on a device that were put off."""
+    with deferred() as checks:
+        try:
+            terms = loss(model, batch)
+        except Exception:  # perhaps caused by what a check that was put off would have refused
+            if all_hold(checks):
+                raise
+            terms = None
+    if terms is None:
+        terms, checks = loss(model, batch), []
+    return {"loss": terms} if isinstance(terms, Tensor) else dict(terms), checks
+
+
+def _numbers(tensors: list[Tensor]) -> list[float]:
+    """The values of tensors of one element, in a single copy from their device."""
+    where = next((x.device for x in tensors if x.device.type != "cpu"), None)
+    if where is None:
+        return [x.item() for x in tensors]
+    return torch.stack([x.detach().to(where).reshape(()) for x in tensors]).tolist()
+
+
+def _finite_terms(terms: dict[str, Tensor], numbers: list[float], index: int) -> dict[str, float]:
+    """The first of the numbers by the names of the terms, after a check that they are finite."""
+    values = dict(zip(terms, numbers, strict=False))
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise TrainingError(f"term {name!r} of the loss is {value} at step {index}; {_ADVICE}")
+    return values
 
 
 _ADVICE = "lower lr, set max_grad_norm, or look at that batch"

@@ -35,4 +35,6 @@ def torus_features(u: Float[Tensor, "batch n n"]) -> Float[Tensor, "4 n n"]:
 
 def times_like(t: Any, x: Tensor) -> Float[Tensor, " batch"]:
     """The time t as one value per sample, from a number, a 0-dim tensor or a tensor (batch,)."""
+    if isinstance(t, float | int):  # filled on the device, where as_tensor would copy it from here
+        t = torch.full((), t, dtype=x.dtype, device=x.device)
     return torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(x.shape[0])

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..dynamics.deferral import in_transform
 from .embeddings import time_features, times_like, torus_features
 
 
@@ -28,10 +29,19 @@ class _Waves(NamedTuple):
 
 
 def _waves(n: int, modes: int, like: Tensor) -> _Waves:
-    return _Waves(*(torch.as_tensor(matrix).to(like) for matrix in _wave_arrays(n, modes)))
+    key = n, modes, like.dtype, like.device
+    if key in _KEPT:
+        return _KEPT[key]
+    with torch.inference_mode(False):  # a tensor made in that mode cannot be used in training
+        waves = _Waves(*(torch.as_tensor(matrix).to(like) for matrix in _wave_arrays(n, modes)))
+    # a tensor made in a transform of torch.func cannot be used after its end
+    return waves if in_transform() else _KEPT.setdefault(key, waves)
 
 
-@cache  # arrays, since a cached tensor may belong to a torch.func transform that has ended
+_KEPT: dict[tuple[int, int, torch.dtype, torch.device], _Waves] = {}
+
+
+@cache
 def _wave_arrays(n: int, modes: int) -> tuple[np.ndarray, ...]:
     x = 2 * math.pi * np.arange(n) / n
     ky, kx = np.arange(modes), np.arange(-modes + 1, modes)

@@ -143,8 +143,10 @@ class AutodiffPotential(Potential):
 def _columns(sigma: Sigma | None, x: Tensor) -> Tensor:
     """The columns of σ as rows (k, d), where None means σ = I."""
     d = math.prod(x.shape[1:])
-    sigma = torch.as_tensor(1.0 if sigma is None else sigma, dtype=x.dtype, device=x.device)
-    return sigma * torch.eye(d, dtype=x.dtype, device=x.device) if sigma.dim() == 0 else sigma.T
+    if isinstance(sigma, Tensor) and sigma.dim():
+        return sigma.to(x).T
+    identity = torch.eye(d, dtype=x.dtype, device=x.device)
+    return identity if sigma is None else sigma * identity
 
 
 def along_noise(p: Tensor, sigma: Sigma | None) -> Tensor:
