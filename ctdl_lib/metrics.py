@@ -11,6 +11,8 @@ from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 from torch.nn import functional
 
+from .contracts import guard
+
 
 class Spread(NamedTuple):
     """Mean and standard deviation over repetitions."""
@@ -202,3 +204,6 @@ def _sum_of_pairs(function: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) ->
     exact = "donot_use_mm_for_euclid_dist"
     parts = (function(torch.cdist(part, y, compute_mode=exact)) for part in x.split(rows))
     return math.fsum(float(part.sum(dtype=torch.float64)) for part in parts)
+
+
+guard(__name__)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..contracts import guard
 from ..control.problem import hamiltonian
 from ..networks.embeddings import times_like
 from ..potentials.composed import PinnedPotential
@@ -226,3 +227,6 @@ class _Table(nn.Module):
             share = s[here] - step
             result[here] = (1 - share) * below + share * above
         return result
+
+
+guard(__name__)

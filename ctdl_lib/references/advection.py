@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..contracts import guard
 from ..dynamics.integration import integrate
 from ..dynamics.stepping import Velocity
 from .grids import Grid
@@ -235,3 +236,6 @@ def _check_cfl(
         f"the CFL number is {float(number):.3g} with steps={steps}, at most 1 is stable: take"
         f" steps={enough}, fewer nodes, or semi_lagrangian, which has no such limit"
     )
+
+
+guard(__name__)

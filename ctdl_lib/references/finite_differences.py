@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vjp
 
+from ..contracts import guard
 from .grids import Grid
 
 Hamiltonian = Callable[[float, Tensor, Tensor], Tensor]
@@ -146,3 +147,6 @@ def _second(w: Tensor, axis: int, h: float) -> Tensor:
     """The second derivative, of order 4."""
     far_left, left, here, right, far_right = (_shift(w, axis, k) for k in range(-2, 3))
     return (16 * (left + right) - 30 * here - far_left - far_right) / (12 * h**2)
+
+
+guard(__name__)
