@@ -141,7 +141,7 @@ def _rule(hint: Any, name: str) -> Rule | None:
     if getattr(hint, "_is_protocol", False) and hint is not typing.SupportsIndex:
         return functools.partial(_parts, hint)
     kind = origin or (type(None) if hint is None else hint)
-    plain = inspect.isclass(kind) and kind not in (inspect.Parameter.empty, object)
+    plain = inspect.isclass(kind) and kind not in (inspect.Parameter.empty, object, Any)
     return (
         functools.partial(_instance, kind) if plain and hint is not typing.SupportsIndex else None
     )
