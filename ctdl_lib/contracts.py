@@ -15,7 +15,7 @@ import threading
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ FROM_ZERO = {"augment", "axis", "context_dim", "evaluations", "hidden", "index",
 FROM_ZERO |= {"accepted", "rejected", "backward_evaluations"}
 ENTRIES = {"Float": "floating point", "Int": "integers", "Bool": "bool", "Shaped": "numbers"}
 
-Sizes = dict[str, int]
+Sizes = dict[str, Any]
 Fault = tuple[type[Exception], str]
 Rule = Callable[[Any, Sizes], Fault | None]
 
@@ -62,10 +62,10 @@ def _guard_class(cls: type) -> None:
     for key, member in list(vars(cls).items()):
         public = not key.startswith("_") or key in ("__init__", "__call__")
         abstract = getattr(member, "__isabstractmethod__", False)
-        if public and inspect.isfunction(member) and not abstract:
-            if not hasattr(member, "__guarded__"):
-                shown = cls.__name__ if key == "__init__" else f"{cls.__name__}.{key}"
-                setattr(cls, key, _checked(member, shown))
+        guarded = hasattr(member, "__guarded__")
+        if public and inspect.isfunction(member) and not (abstract or guarded):
+            shown = cls.__name__ if key == "__init__" else f"{cls.__name__}.{key}"
+            setattr(cls, key, _checked(member, shown))
 
 
 def _checked(function: Callable[..., Any], shown: str) -> Callable[..., Any]:
@@ -121,9 +121,8 @@ def _rule(hint: Any, name: str) -> Rule | None:
     """The rule that an annotation makes for the argument `name`, or None."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(hint, type) and hasattr(hint, "dim_str"):
-        return functools.partial(
-            _array, hint, hint.dim_str.split(), ENTRIES.get(hint.dtype.__name__)
-        )
+        entries = ENTRIES.get(hint.dtype.__name__, "numbers")
+        return functools.partial(_array, hint, hint.dim_str.split(), entries)
     if hint is int:
         return functools.partial(_count, 0 if name in FROM_ZERO else 1)
     if hint is float:
@@ -138,30 +137,26 @@ def _rule(hint: Any, name: str) -> Rule | None:
     if origin in (Sequence, tuple, list):
         same = origin is not tuple or args[1:] == (...,)
         return functools.partial(_row, _rule(args[0], name) if same else None)
-    if getattr(hint, "_is_protocol", False) and hint is not typing.SupportsIndex:
+    if getattr(hint, "_is_protocol", False) and hint is not SupportsIndex:
         return functools.partial(_parts, hint)
     kind = origin or (type(None) if hint is None else hint)
-    plain = inspect.isclass(kind) and kind not in (inspect.Parameter.empty, object, Any)
-    return (
-        functools.partial(_instance, kind) if plain and hint is not typing.SupportsIndex else None
-    )
+    if not inspect.isclass(kind) or kind in (inspect.Parameter.empty, object, Any, SupportsIndex):
+        return None
+    return functools.partial(_instance, kind)
 
 
-def _array(
-    hint: Any, names: list[str], entries: str | None, value: Any, sizes: Sizes
-) -> Fault | None:
-    wanted = f"({', '.join(names)}{',' * (len(names) == 1)})"
+def _array(hint: Any, names: list[str], entries: str, value: Any, sizes: Sizes) -> Fault | None:
+    shown = [str(n if sizes[n] is None else sizes[n]) for n in names]
+    wanted = f"({', '.join(shown)}{',' * (len(names) == 1)})"
     if not isinstance(value, hint.array_type):
         kind = "an array" if hint.array_type is np.ndarray else "a tensor"
         return TypeError, f" must be {kind} of shape {wanted}, got {_what(value)}"
     tensor = isinstance(value, Tensor)
-    if entries and tensor and not _has(value, entries):
+    if tensor and not _has(value, entries):
         return TypeError, f" must be {entries} of shape {wanted}, got {_what(value)}"
     known = {}
     if not _fits(names, tuple(value.shape), sizes, known):
-        where = ", ".join(f"{n}={sizes[n]}" for n in names if sizes[n] is not None)
-        where = where and f", where {where}"
-        return ValueError, f" must have shape {wanted}{where}, got {_what(value)}"
+        return ValueError, f" must have shape {wanted}, got {_what(value)}"
     sizes.update(known)
     if tensor and value.is_meta:
         return ValueError, f" must have values, got {_what(value)}"
@@ -177,6 +172,9 @@ def _fits(names: list[str], shape: tuple[int, ...], sizes: Sizes, known: Sizes) 
     if rest:
         i, after = rest[0], len(names) - rest[0] - 1
         if len(shape) < len(names) - 1:
+            return False
+        middle, name = shape[i : len(shape) - after], names[i]
+        if name != "..." and known.setdefault(name, sizes.get(name, middle)) != middle:
             return False
         names, shape = names[:i] + names[i + 1 :], shape[:i] + shape[len(shape) - after :]
     if len(names) != len(shape):
@@ -197,7 +195,8 @@ def _has(x: Tensor, entries: str) -> bool:
 
 
 def _finite(x: Tensor) -> bool:
-    if x.device.type != "cpu":  # looking would stop the queue of a GPU
+    # looking would stop the queue of a GPU, and a mode that counts or traces sees only the call
+    if x.device.type != "cpu" or torch._C._len_torch_dispatch_stack():
         return True
     try:
         return bool(x.isfinite().all())
@@ -207,10 +206,11 @@ def _finite(x: Tensor) -> bool:
 
 def _count(least: int, value: Any, sizes: Sizes) -> Fault | None:
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole:
-        return TypeError, f" must be an integer at least {least}, got {_what(value)}"
-    if not least <= value <= MOST and not (least == 0 <= value):
-        return ValueError, f"={value} must be at least {least} and at most {MOST:.0e}"
+    if not whole or value < least:
+        wanted = f" must be an integer and must be at least {least}, got {_what(value)}"
+        return ValueError if whole else TypeError, wanted
+    if value > MOST and least:
+        return ValueError, f" must be at most {MOST}, got {value}"
     return None
 
 
@@ -219,7 +219,7 @@ def _number(value: Any, sizes: Sizes) -> Fault | None:
         return (ValueError, " must have a value, not be on meta") if value.is_meta else None
     if not isinstance(value, numbers.Real):
         return TypeError, f" must be a number, got {_what(value)}"
-    return (ValueError, f"={value} must not be NaN") if math.isnan(value) else None
+    return (ValueError, " must be a number, got nan") if math.isnan(value) else None
 
 
 def _word(words: tuple[Any, ...], value: Any, sizes: Sizes) -> Fault | None:
@@ -263,7 +263,8 @@ def _parts(protocol: Any, value: Any, sizes: Sizes) -> Fault | None:
 
 def _instance(kind: type, value: Any, sizes: Sizes) -> Fault | None:
     if isinstance(value, kind):
-        return None
+        lost = isinstance(value, Tensor) and value.is_meta
+        return (ValueError, f" must have values, got {_what(value)}") if lost else None
     return TypeError, f" must be a {kind.__name__}, got {_what(value)}"
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from working_calls import CALLS, COLUMNS, DIMENSIONS
+from working_calls import CALLS, COLUMNS, DIMENSIONS, INTEGERS, NOTHING
 
 import ctdl_lib
 
@@ -34,18 +34,23 @@ class TooSlow(BaseException):
 
 
 def parameters_of(function):
-    return inspect.signature(inspect.unwrap(function) if hasattr(function, "func") else function).parameters
+    return inspect.signature(
+        inspect.unwrap(function) if hasattr(function, "func") else function
+    ).parameters
 
 
 def bad_values(value, parameter, free):
     """The pairs of a category and a bad value, in place of a value that works."""
     hint, may_be_none = parameter.annotation, parameter.default is None
+    if NOTHING in free:
+        return
     if not may_be_none and type(None) not in typing.get_args(hint):
         yield "None", None
     if isinstance(value, bool):
         return
     if isinstance(value, Tensor):
-        yield from bad_tensors(value, free)
+        scalar = parameter.name == "t"  # one time for all samples is right as well
+        yield from bad_tensors(value, free, scalar)
     elif isinstance(value, int):
         yield from (("count 2.5 or NaN", 2.5), ("count 2.5 or NaN", math.nan), ("count '3'", "3"))
         if parameter.name != "seed":
@@ -61,16 +66,18 @@ def bad_values(value, parameter, free):
             yield "callable returns None or takes nothing", lambda: 0.5
 
 
-def bad_tensors(x, free):
+def bad_tensors(x, free, scalar):
     if x.is_floating_point():
         for number in (math.nan, math.inf):
             spoiled = x.clone()
             spoiled.view(-1)[0] = number
             yield "tensor: NaN or infinite entry", spoiled
-        yield "tensor: int in place of float", x.round().long()
+        if INTEGERS not in free:
+            yield "tensor: int in place of float", x.round().long()
     yield "tensor: meta device", x.to("meta")
     if DIMENSIONS not in free:
-        yield SHAPES[0], x[0]
+        if not scalar:
+            yield SHAPES[0], x[0]
         yield SHAPES[1], x[None]
     if COLUMNS not in free:
         yield SHAPES[2], torch.cat([x, x[..., :1]], -1)
@@ -134,9 +141,14 @@ def table(rows):
     for category in [*sorted(total), None]:
         n = total[category] if category else len(rows)
         kinds = ("clear", "obscure", "accepted", "hang")
-        found = [sum(v for (c, k), v in counts.items() if k == kind and category in (c, None)) for kind in kinds]
+        found = [
+            sum(v for (c, k), v in counts.items() if k == kind and category in (c, None))
+            for kind in kinds
+        ]
         percent = [100 * f / n for f in found]
-        lines.append(f"{category or 'all':42s}{n:6d}{percent[0]:6.1f}%{percent[1]:8.1f}%{percent[2]:9.1f}%{found[3]:6d}")
+        lines.append(
+            f"{category or 'all':42s}{n:6d}{percent[0]:6.1f}%{percent[1]:8.1f}%{percent[2]:9.1f}%{found[3]:6d}"
+        )
     return "\n".join(lines)
 
 

@@ -67,8 +67,8 @@ class TaylorErrors(NamedTuple):
 def taylor_errors(
     f: Callable[[Tensor], Tensor],
     df: Callable[[Tensor, Tensor], Tensor],
-    x: Tensor,
-    dx: Tensor,
+    x: Float[Tensor, "*shape"],
+    dx: Float[Tensor, "*shape"],
     steps: int = 10,
 ) -> TaylorErrors:
     """The errors ‖f(x + h dx) − f(x)‖ and ‖f(x + h dx) − f(x) − h df(x, dx)‖, h = 1, ½, ¼, etc.

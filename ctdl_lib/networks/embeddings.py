@@ -10,6 +10,9 @@ from torch import Tensor
 from ..contracts import guard
 
 
+Time = float | Float[Tensor, ""] | Float[Tensor, " batch"]  # one time, or one per sample
+
+
 def time_features(t: Float[Tensor, " batch"], count: int) -> Float[Tensor, "batch {count}"]:
     """The features sin(ωⱼt) and cos(ωⱼt) for `count`/2 frequencies ωⱼ.
 

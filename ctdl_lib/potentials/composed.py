@@ -94,7 +94,7 @@ class ScaledPotential(Potential):
             raise ValueError(f"unit must be positive, one for each center, got {unit.tolist()}")
         if layer is not None and not layer > 0:
             raise ValueError(f"{layer=} must be positive, or None for s = t")
-        self.potential, self.height = potential, height
+        self.potential, self.height, self.d = potential, height, len(center)
         self.layer, self.horizon = layer, horizon
         for name, value in (("center", center), ("unit", unit)):
             self.register_buffer(name, value.to(torch.get_default_dtype()), persistent=False)

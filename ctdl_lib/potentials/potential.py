@@ -11,10 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import grad, jvp, vjp, vmap
 
-from ..networks.embeddings import times_like
+from ..networks.embeddings import Time, times_like
 
 BLOCK = 1024
-Time = float | int | Tensor
 Sigma = float | Float[Tensor, ""] | Float[Tensor, "d k"]
 
 

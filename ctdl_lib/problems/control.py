@@ -43,6 +43,11 @@ class LinearQuadratic:
                 f" horizon={self.horizon} must be positive, and gain={self.gain} must not be zero"
             )
 
+    @property
+    def d(self) -> int:
+        """The dimension of the states and of the controls."""
+        return len(self.target)
+
     def drift(
         self, t: Time, x: Float[Tensor, "batch d"], u: Float[Tensor, "batch d"]
     ) -> Float[Tensor, "batch d"]:
@@ -140,7 +145,7 @@ class Obstacle:
         """The final time T."""
         return self.linear_quadratic.horizon
 
-    def hill(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+    def hill(self, x: Float[Tensor, "batch 2"]) -> Float[Tensor, " batch"]:
         """The cost q N(x; 0, s I) of the obstacle."""
         peak = self.height / (2 * math.pi * self.variance)
         return peak * torch.exp(-0.5 / self.variance * x.square().sum(-1))
