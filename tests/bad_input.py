@@ -34,9 +34,7 @@ class TooSlow(BaseException):
 
 
 def parameters_of(function):
-    return inspect.signature(
-        inspect.unwrap(function) if hasattr(function, "func") else function
-    ).parameters
+    return inspect.signature(inspect.unwrap(function)).parameters
 
 
 def bad_values(value, parameter, free):
@@ -123,7 +121,7 @@ def replay(share=1.0, seed=0):
     for function, arguments, free in CALLS:
         shown = getattr(inspect.unwrap(function), "__qualname__", repr(function))
         for name, value in arguments.items():
-            parameter = parameters_of(function)[name] if name in parameters_of(function) else PLAIN
+            parameter = parameters_of(function).get(name, PLAIN)
             for category, bad in bad_values(value, parameter, free.get(name, ())):
                 if chosen.random() < share:
                     torch.manual_seed(0)
@@ -136,18 +134,15 @@ PLAIN = inspect.Parameter("x", inspect.Parameter.KEYWORD_ONLY)
 
 def table(rows):
     """The table of outcomes by category, in text."""
-    counts, total = Counter((row[2], row[3]) for row in rows), Counter(row[2] for row in rows)
     lines = [f"{'what must fail':42s} calls  clear  obscure  accepted  hang"]
-    for category in [*sorted(total), None]:
-        n = total[category] if category else len(rows)
-        kinds = ("clear", "obscure", "accepted", "hang")
-        found = [
-            sum(v for (c, k), v in counts.items() if k == kind and category in (c, None))
-            for kind in kinds
-        ]
-        percent = [100 * f / n for f in found]
+    for category in [*sorted({row[2] for row in rows}), None]:
+        found = Counter(row[3] for row in rows if category in (None, row[2]))
+        clear, obscure, accepted = (
+            100 * found[kind] / found.total() for kind in ("clear", "obscure", "accepted")
+        )
         lines.append(
-            f"{category or 'all':42s}{n:6d}{percent[0]:6.1f}%{percent[1]:8.1f}%{percent[2]:9.1f}%{found[3]:6d}"
+            f"{category or 'all':42s}{found.total():6d}{clear:6.1f}%{obscure:8.1f}%{accepted:9.1f}%"
+            f"{found['hang']:6d}"
         )
     return "\n".join(lines)
 
@@ -162,5 +157,7 @@ def main(share):
 
 if __name__ == "__main__":
     rows = main(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0)
+    for row in rows if len(sys.argv) < 2 else ():
+        print("" if row[3] == "clear" else "; ".join(row), end="" if row[3] == "clear" else "\n")
     if len(sys.argv) > 2:
         Path(sys.argv[2]).write_text(json.dumps(rows))

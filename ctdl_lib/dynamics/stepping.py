@@ -174,15 +174,20 @@ def _verlet(f: Velocity, t: Sequence[Any], h: float, x: Tensors) -> Tensors:
     return q, torch.add(p, f(end, (q, p))[1], alpha=h / 2)
 
 
+def as_tensor(value: Any, name: str) -> Tensor:
+    """The value, after a check that a function of the caller has returned a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got a {type(value).__name__}")
+    return value
+
+
 def same_shape(value: Tensor, shape: Sequence[int], name: str) -> Tensor:
     """The value, after a check of its shape: broadcasting would turn a fault into a number.
 
     Raises:
         ValueError: the value has another shape; the message says that of `name`.
     """
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got a {type(value).__name__}")
-    if value.shape != torch.Size(shape):
+    if as_tensor(value, name).shape != torch.Size(shape):
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
     return value
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..dynamics.deferral import holds
 from ..dynamics.inputs import IntegrationError
-from ..dynamics.stepping import Velocity, same_shape
+from ..dynamics.stepping import Velocity, as_tensor, same_shape
 from ..networks.embeddings import Time, times_like
 
 
@@ -207,11 +207,11 @@ def reverse_sde(
             f'want steps ≥ 1, a method of {METHODS} and last "mean" or "noise", got {steps},'
             f" {method!r} and {last!r}"
         )
-    x = noise()
+    x = as_tensor(noise(), "noise()")
     yield Denoised(1.0, x)
     for k in range(steps):
         t, end = 1 - k / steps, 1 - (k + 1) / steps
-        S = score(t, x)
+        S = same_shape(score(t, x), x.shape, "score(t, x)")
         if k + 1 == steps and last == "mean":
             x = (x + schedule.s(t) ** 2 * S) / schedule.a(t)
         elif method == "euler-maruyama":

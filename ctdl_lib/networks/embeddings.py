@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..contracts import guard
 
-
 Time = float | Float[Tensor, ""] | Float[Tensor, " batch"]  # one time, or one per sample
 
 

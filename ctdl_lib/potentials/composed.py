@@ -29,18 +29,18 @@ class PinnedPotential(Potential):
         super().__init__()
         self.known, self.correction, self.horizon = known, correction, horizon
 
-    def forward(self, t: Time, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+    def forward(self, t: Time, x: Float[Tensor, "batch d ..."]) -> Float[Tensor, " batch"]:
         """The value Φ(t, x)."""
         known, correction = _bound(self, self.known, self.correction)
         return known(t, x) + (self.horizon - times_like(t, x)) * correction(t, x)
 
-    def gradient(self, t: Time, x: Float[Tensor, "batch ..."]) -> Gradient:
+    def gradient(self, t: Time, x: Float[Tensor, "batch d ..."]) -> Gradient:
         """The value Φ, ∂ₜΦ and ∇ₓΦ from those of both parts."""
         known, correction = _bound(self, self.known, self.correction)
         return self._sum(t, x, known.gradient(t, x), correction.gradient(t, x))
 
     def derivatives(
-        self, t: Time, x: Float[Tensor, "batch ..."], sigma: Sigma | None = None
+        self, t: Time, x: Float[Tensor, "batch d ..."], sigma: Sigma | None = None
     ) -> Derivatives:
         """The value Φ, ∂ₜΦ, ∇ₓΦ and ΔₓΦ, or tr(σσᵀ∇ₓ²Φ), from those of both parts."""
         parts = _bound(self, self.known, self.correction)
