@@ -6,7 +6,7 @@ DEVICE  ?= auto
 export OMP_NUM_THREADS ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: book test accelerator lint format execute train bench lab clean chromium
+.PHONY: book test accelerator lint format execute train bench bad-input lab clean chromium
 
 book: .venv/installed
 	$(BIN)/python -m machinery.chapters execute
@@ -36,6 +36,10 @@ train: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks
+
+# Every public call with bad arguments, and those that get no clear error.
+bad-input: .venv/installed
+	$(BIN)/python tests/bad_input.py
 
 lab: .venv/installed
 	$(BIN)/jupyter lab book

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ from sklearn.model_selection import KFold, cross_val_score
 from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 from torch.nn import functional
+
+from .contracts import guard
 
 
 class Spread(NamedTuple):
@@ -60,6 +63,10 @@ def spread(values: Sequence[float]) -> Spread:
 
 def observed_orders(errors: Sequence[float], sizes: Sequence[float]) -> list[float]:
     """The orders log(eₖ/eₖ₊₁)/log(sₖ/sₖ₊₁) of the errors e at consecutive step sizes s."""
+    if len(errors) != len(sizes) or not all(0 < number < math.inf for number in (*errors, *sizes)):
+        raise ValueError(f"want as many positive errors as sizes, got {errors=} and {sizes=}")
+    if any(a == b for a, b in pairwise(sizes)):
+        raise ValueError(f"consecutive sizes must differ, got {sizes}")
     pairs = zip(errors[:-1], errors[1:], sizes[:-1], sizes[1:], strict=True)
     return [math.log(e0 / e1) / math.log(s0 / s1) for e0, e1, s0, s1 in pairs]
 
@@ -202,3 +209,6 @@ def _sum_of_pairs(function: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) ->
     exact = "donot_use_mm_for_euclid_dist"
     parts = (function(torch.cdist(part, y, compute_mode=exact)) for part in x.split(rows))
     return math.fsum(float(part.sum(dtype=torch.float64)) for part in parts)
+
+
+guard(__name__)

@@ -5,6 +5,7 @@ Read `problem` first: it defines a control problem, its Hamiltonian and the feed
 has the loss for Φ.
 """
 
+from ..contracts import guard
 from .objectives import objective
 from .problem import ControlProblem, feedback, hamiltonian, hjb_residual
 from .rollouts import CostError, rollout
@@ -20,3 +21,5 @@ __all__ = [
     "objective",
     "rollout",
 ]
+
+guard(__name__)

@@ -29,7 +29,7 @@ def objective(
     *,
     steps: int,
     generator: torch.Generator | None = None,
-    dW: Tensor | None = None,
+    dW: Float[Tensor, "n batch k"] | None = None,
     method: Literal["euler_maruyama", "rk4"] = "euler_maruyama",
     sampler: Policy | None = None,
     penalized: int | None = None,

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from ..dynamics.stepping import same_shape
+from ..dynamics.stepping import as_tensor, same_shape
 from ..potentials.potential import Derivatives, Gradient, Potential, Sigma, Time
 
 Policy = Callable[[Time, Tensor], Tensor]
@@ -66,6 +66,7 @@ def hamiltonian(
 
 def rates_of(problem: ControlProblem, t: Time, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """The drift f(t, x, u) and the running cost L(t, x, u), after a check of their shapes."""
+    as_tensor(u, "the control u(t, x)")
     try:
         cost = same_shape(problem.running_cost(t, x, u), x.shape[:1], "running_cost(t, x, u)")
         return same_shape(problem.drift(t, x, u), x.shape, "drift(t, x, u)"), cost

@@ -46,7 +46,7 @@ def rollout(
     *,
     steps: int,
     generator: torch.Generator | None = None,
-    dW: Tensor | None = None,
+    dW: Float[Tensor, "n batch k"] | None = None,
     method: Literal["euler_maruyama", "rk4"] = "euler_maruyama",
     trained_on: Box | None = None,
 ) -> Rollout:

@@ -7,6 +7,7 @@ the method of Euler and Maruyama, and `calculus` divergences and Taylor tests. `
 these functions receive, and `deferral` lets a training step put off checks on a device.
 """
 
+from ..contracts import guard
 from .calculus import Transformed, divergence, hutchinson, standard_normal_log_prob, taylor_errors
 from .inputs import IntegrationError
 from .integration import integrate
@@ -24,3 +25,5 @@ __all__ = [
     "standard_normal_log_prob",
     "taylor_errors",
 ]
+
+guard(__name__)

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vjp, vmap
 
+from .stepping import as_tensor
+
 
 class Transformed(NamedTuple):
     """The image z of each sample under a map, and log |det ∂z/∂x| there."""
@@ -34,7 +36,7 @@ def divergence(v: Callable[[Tensor], Tensor], x: Float[Tensor, "batch d"]) -> Di
 
     v must treat the samples of the batch independently.
     """
-    value, pullback, *_ = vjp(v, x)
+    value, pullback, *_ = vjp(lambda x: as_tensor(v(x), "v(x)"), x)
     # product i gives row i of every sample's Jacobian; one batch of d products is fastest
     basis = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[:, None, :].expand(-1, *x.shape)
     (rows,) = vmap(pullback)(basis)
@@ -51,7 +53,7 @@ def hutchinson(
 
     Reference: hutchinson1989stochastic.
     """
-    value, pullback, *_ = vjp(v, x)
+    value, pullback, *_ = vjp(lambda x: as_tensor(v(x), "v(x)"), x)
     (eps_jacobian,) = pullback(eps)
     return Divergence(value, (eps_jacobian * eps).sum(-1))
 
@@ -67,8 +69,8 @@ class TaylorErrors(NamedTuple):
 def taylor_errors(
     f: Callable[[Tensor], Tensor],
     df: Callable[[Tensor, Tensor], Tensor],
-    x: Tensor,
-    dx: Tensor,
+    x: Float[Tensor, "*shape"],
+    dx: Float[Tensor, "*shape"],
     steps: int = 10,
 ) -> TaylorErrors:
     """The errors ‖f(x + h dx) − f(x)‖ and ‖f(x + h dx) − f(x) − h df(x, dx)‖, h = 1, ½, ¼, etc.
@@ -76,7 +78,7 @@ def taylor_errors(
     If `df` is the derivative of f, the first error is O(h) and the second O(h²), until rounding
     errors dominate. If `df` is wrong, both are O(h).
     """
-    f0, slope = f(x), df(x, dx)
+    f0, slope = as_tensor(f(x), "f(x)"), as_tensor(df(x, dx), "df(x, dx)")
     h = 0.5 ** torch.arange(steps, dtype=x.dtype, device=x.device)
     change = [f(x + hk * dx) - f0 for hk in h]
     zeroth = torch.stack([c.norm() for c in change])

@@ -60,6 +60,8 @@ def check_state(x: tuple[Any, ...], method: str, tol: float | None = None) -> No
     for part in x:
         if not (part.is_floating_point() or part.is_complex()):
             raise TypeError(f"state must be floating point, got {part.dtype}: call .double() on it")
+        if part.is_meta:
+            raise ValueError("state is on the meta device and has no values: move it to another")
         if part.numel() == 0:
             raise ValueError(f"state is empty, it has shape {tuple(part.shape)}: give samples")
         if part.dtype != first.dtype:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, SupportsIndex, TypeVar
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.checkpoint import checkpoint
@@ -54,7 +55,7 @@ def integrate(
     method: str | None = None,
     backprop: Literal["through", "adjoint", "recompute"] = "through",
     parameters: Iterable[Tensor] | None = None,
-    save_at: Sequence[float] | Tensor | None = None,
+    save_at: Sequence[float] | Shaped[Tensor, " count"] | None = None,
     step_at: Sequence[float] | Tensor = (),
     max_steps: int = 10_000,
     statistics: Statistics | None = None,

@@ -79,6 +79,8 @@ class OnTuples:
         self.statistics.evaluations += 1
         before = _versions(x)
         slope = self.f(t, self.pack(x))
+        if self.unchecked and not isinstance(slope, Tensor if self.is_tensor else tuple | list):
+            raise TypeError(f"f(t, x) must be of the type of x, got a {type(slope).__name__}")
         slope = (slope,) if self.is_tensor else tuple(slope)
         if torch.is_autocast_enabled(x[0].device.type):
             slope = tuple(k.to(part.dtype) for k, part in zip(slope, x, strict=True))
@@ -172,13 +174,20 @@ def _verlet(f: Velocity, t: Sequence[Any], h: float, x: Tensors) -> Tensors:
     return q, torch.add(p, f(end, (q, p))[1], alpha=h / 2)
 
 
+def as_tensor(value: Any, name: str) -> Tensor:
+    """The value, after a check that a function of the caller has returned a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got a {type(value).__name__}")
+    return value
+
+
 def same_shape(value: Tensor, shape: Sequence[int], name: str) -> Tensor:
     """The value, after a check of its shape: broadcasting would turn a fault into a number.
 
     Raises:
         ValueError: the value has another shape; the message says that of `name`.
     """
-    if value.shape != torch.Size(shape):
+    if as_tensor(value, name).shape != torch.Size(shape):
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
     return value
 

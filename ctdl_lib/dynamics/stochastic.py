@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple, SupportsIndex
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from .inputs import IntegrationError, check_state, checked_method, checked_times, finite
@@ -27,7 +28,7 @@ def euler_maruyama(
     *,
     steps: SupportsIndex,
     generator: torch.Generator | None = None,
-    dW: Tensor | None = None,
+    dW: Float[Tensor, "n batch ..."] | None = None,
 ) -> Path:
     """The path Xₖ₊₁ = Xₖ + drift(tₖ, Xₖ) h + diffusion(tₖ, Xₖ) ΔWₖ of dX = drift dt + diffusion dW.
 

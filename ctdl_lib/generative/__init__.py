@@ -7,6 +7,7 @@ convex functions.
 models, and `fields` has their noise in function space.
 """
 
+from ..contracts import guard
 from .convex_maps import ConvexMap
 from .diffusion import (
     Denoiser,
@@ -49,3 +50,5 @@ __all__ = [
     "sample_sde",
     "transport",
 ]
+
+guard(__name__)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..dynamics.deferral import holds
 from ..dynamics.inputs import IntegrationError
-from ..dynamics.stepping import Velocity, same_shape
-from ..networks.embeddings import times_like
+from ..dynamics.stepping import Velocity, as_tensor, same_shape
+from ..networks.embeddings import Time, times_like
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,20 @@ class Schedule:
         if not 0 < self.start <= self.end:
             raise ValueError(f"want 0 < start ≤ end, got {self.start} and {self.end}")
 
-    def beta(self, t: Any) -> Tensor:
+    def beta(self, t: float | Float[Tensor, "..."]) -> Tensor:
         """The rate β(t)."""
         return self.start + (self.end - self.start) * _checked(t)
 
-    def integral(self, t: Any) -> Tensor:
+    def integral(self, t: float | Float[Tensor, "..."]) -> Tensor:
         """The integral of β from 0 to t."""
         t = _checked(t)
         return t * (self.start + 0.5 * (self.end - self.start) * t)
 
-    def a(self, t: Any) -> Tensor:
+    def a(self, t: float | Float[Tensor, "..."]) -> Tensor:
         """The factor a = exp(−½∫β) of the data."""
         return torch.exp(-0.5 * self.integral(t))
 
-    def s(self, t: Any) -> Tensor:
+    def s(self, t: float | Float[Tensor, "..."]) -> Tensor:
         """The standard deviation s = √(1 − a²) of the noise."""
         return torch.sqrt(-torch.expm1(-self.integral(t)))
 
@@ -69,11 +69,11 @@ def _column(a: Tensor, x: Tensor) -> Tensor:
 
 
 def perturb(
-    x: Float[Tensor, "batch ..."],
-    eta: Float[Tensor, "batch ..."],
-    t: float | Float[Tensor, ""] | Float[Tensor, " batch"],
+    x: Float[Tensor, "batch *shape"],
+    eta: Float[Tensor, "batch *shape"],
+    t: Time,
     schedule: Schedule,
-) -> Float[Tensor, "batch ..."]:
+) -> Float[Tensor, "batch *shape"]:
     """The noisy data x(t) = a(t)x + s(t)η."""
     return _column(schedule.a(t), x) * x + _column(schedule.s(t), x) * eta
 
@@ -98,7 +98,7 @@ class Denoiser(nn.Module):
             raise ValueError(f"std must be positive, got {std}")
         self.net, self.std, self.schedule = net, std, schedule or Schedule()
 
-    def forward(self, t: Any, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+    def forward(self, t: Time, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """The estimate η̂(t, x)."""
         t = times_like(t, x)
         a, s = self.schedule.a(t), self.schedule.s(t)
@@ -140,7 +140,7 @@ class Score(nn.Module):
         super().__init__()
         self.denoiser, self.schedule, self.first = denoiser, schedule, first
 
-    def forward(self, t: Any, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+    def forward(self, t: Time, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """The value S(t, x)."""
         t = times_like(t, x).clamp(min=self.first)
         return -self.denoiser(t, x) / _column(self.schedule.s(t), x)
@@ -160,7 +160,7 @@ class ProbabilityFlow(nn.Module):
         super().__init__()
         self.score, self.schedule = score, schedule
 
-    def forward(self, t: Any, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+    def forward(self, t: Time, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """The velocity v(t, x)."""
         t = t.clamp(0, 1) if isinstance(t, Tensor) else min(max(t, 0.0), 1.0)
         return -0.5 * _column(self.schedule.beta(t), x) * (x + self.score(t, x))
@@ -207,11 +207,11 @@ def reverse_sde(
             f'want steps ≥ 1, a method of {METHODS} and last "mean" or "noise", got {steps},'
             f" {method!r} and {last!r}"
         )
-    x = noise()
+    x = as_tensor(noise(), "noise()")
     yield Denoised(1.0, x)
     for k in range(steps):
         t, end = 1 - k / steps, 1 - (k + 1) / steps
-        S = score(t, x)
+        S = same_shape(score(t, x), x.shape, "score(t, x)")
         if k + 1 == steps and last == "mean":
             x = (x + schedule.s(t) ** 2 * S) / schedule.a(t)
         elif method == "euler-maruyama":
@@ -230,9 +230,9 @@ def reverse_sde(
 
 @torch.no_grad()
 def sample_sde(
-    score: Velocity, noise: Callable[[], Tensor], schedule: Schedule, **how: Any
+    score: Velocity, noise: Callable[[], Tensor], schedule: Schedule, *, steps: int, **how: Any
 ) -> Float[Tensor, "batch ..."]:
     """The last state of `reverse_sde`, with its options and without gradients."""
-    for state in reverse_sde(score, noise, schedule, **how):  # noqa: B007
+    for state in reverse_sde(score, noise, schedule, steps=steps, **how):  # noqa: B007
         pass
     return state.x

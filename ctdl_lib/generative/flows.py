@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ..dynamics.calculus import Transformed, divergence, hutchinson, standard_normal_log_prob
@@ -91,7 +91,7 @@ class Flow(TransportMap):
         self,
         x: Rows,
         *,
-        save_at: Sequence[float] | Tensor | None = None,
+        save_at: Sequence[float] | Shaped[Tensor, " count"] | None = None,
         statistics: Statistics | None = None,
     ) -> Float[Tensor, "*times batch d"]:
         """The reference points z = x(1), or the standardized x(t) at the times `save_at`."""
@@ -102,7 +102,7 @@ class Flow(TransportMap):
         self,
         z: Float[Tensor, "batch d"],
         *,
-        save_at: Sequence[float] | Tensor | None = None,
+        save_at: Sequence[float] | Shaped[Tensor, " count"] | None = None,
         statistics: Statistics | None = None,
     ) -> Float[Tensor, "*times batch d"]:
         """The data x = T⁻¹(z), or the standardized x(t) at decreasing times `save_at`."""

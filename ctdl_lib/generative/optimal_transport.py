@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from ..dynamics.calculus import standard_normal_log_prob
@@ -62,7 +62,7 @@ def transport(
     *,
     steps: int,
     game: MeanFieldGame | None = None,
-    save_at: Sequence[float] | Tensor | None = None,
+    save_at: Sequence[float] | Shaped[Tensor, " count"] | None = None,
 ) -> Characteristic:
     """The characteristics of ẋ = −∇Φ(t, x) from t = 0 to 1 with their costs, by RK4.
 

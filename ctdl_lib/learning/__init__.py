@@ -4,6 +4,9 @@ Read `training` first: `train` is a generator that yields one record per step. `
 loads its checkpoints. The chapter on training as optimal control writes out Pontryagin's principle.
 """
 
+from ..contracts import guard
 from .training import Step, TrainingError, cosine, minibatches, train
 
 __all__ = ["Step", "TrainingError", "cosine", "minibatches", "train"]
+
+guard(__name__)

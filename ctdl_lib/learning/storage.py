@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..contracts import guard
+
 
 def write(path: Path, data: bytes) -> None:
     """Write the file in one atomic replacement: a reader sees the old content or the new one."""
@@ -68,3 +70,6 @@ def _portable(node: Any) -> Any:
     if node is None or isinstance(node, bool | int | float | str):
         return node
     raise TypeError(f"cannot store a {type(node).__name__}: convert it to tensors, numbers or text")
+
+
+guard(__name__)

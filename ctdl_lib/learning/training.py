@@ -209,6 +209,9 @@ def _terms(model, loss, batch) -> tuple[dict[str, Tensor], list[Tensor]]:
             terms = None
     if terms is None:
         terms, checks = loss(model, batch), []
+    if not isinstance(terms, Tensor | Mapping):
+        kind = type(terms).__name__
+        raise TypeError(f"loss must return a tensor or a mapping to tensors, got a {kind}")
     return {"loss": terms} if isinstance(terms, Tensor) else dict(terms), checks
 
 

@@ -5,6 +5,7 @@ lists these layers and their time-stepping schemes.
 `mlps` and `operators` have the velocities and scores of the chapters on generative models.
 """
 
+from ..contracts import guard
 from .architectures import antisymmetric_field
 from .embeddings import time_features
 from .mlps import MLP, ConcatSquash
@@ -23,3 +24,5 @@ __all__ = [
     "time_features",
     "time_smoothness",
 ]
+
+guard(__name__)

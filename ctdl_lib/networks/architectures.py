@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..contracts import guard
+
 State = tuple[Tensor, ...]
 Part = Callable[[Tensor, Tensor, Tensor], Tensor]
 Shape = tuple[int, ...]
@@ -227,3 +229,6 @@ def architectures(gamma: float = 0.0) -> dict[str, Architecture]:
         "parabolic": Architecture(PARABOLIC, EULER),
         "multistep": Architecture(LAYER, MULTISTEP),
     }
+
+
+guard(__name__)

@@ -7,6 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..contracts import guard
+
+Time = float | Float[Tensor, ""] | Float[Tensor, " batch"]  # one time, or one per sample
+
 
 def time_features(t: Float[Tensor, " batch"], count: int) -> Float[Tensor, "batch {count}"]:
     """The features sin(ωⱼt) and cos(ωⱼt) for `count`/2 frequencies ωⱼ.
@@ -42,3 +46,6 @@ def times_like(t: Any, x: Tensor) -> Float[Tensor, " batch"]:
     if isinstance(t, float | int):  # filled on the device, where as_tensor would copy it from here
         t = torch.full((), t, dtype=x.dtype, device=x.device)
     return torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(x.shape[0])
+
+
+guard(__name__)

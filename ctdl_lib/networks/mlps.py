@@ -3,13 +3,12 @@
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .embeddings import times_like
+from .embeddings import Time, times_like
 
 
 class MLP(nn.Module):
@@ -33,6 +32,7 @@ class MLP(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
+        self.d, self.context_dim = d, context_dim
         self.activation, self.time = activation, time
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         sizes = [d + time + context_dim, *[width] * hidden, d]
@@ -42,9 +42,9 @@ class MLP(nn.Module):
 
     def forward(
         self,
-        t: Any,
+        t: Time,
         x: Float[Tensor, "batch d"],
-        y: Float[Tensor, "batch context"] | None = None,
+        y: Float[Tensor, "batch context_dim"] | None = None,
     ) -> Float[Tensor, "batch d"]:
         """The velocity v(t, x) or v(t, x, y), where t is one time or one time per sample."""
         time = [times_like(t, x)[:, None]] if self.time else []
@@ -75,6 +75,7 @@ class ConcatSquash(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
+        self.d, self.context_dim = d, context_dim
         self.activation = activation
         self.W, self.b, self.a, self.c, self.e = (nn.ParameterList() for _ in range(5))
         for n, m in pairwise([d + context_dim, *[width] * hidden, d]):
@@ -85,9 +86,9 @@ class ConcatSquash(nn.Module):
 
     def forward(
         self,
-        t: Any,
+        t: Time,
         x: Float[Tensor, "batch d"],
-        y: Float[Tensor, "batch context"] | None = None,
+        y: Float[Tensor, "batch context_dim"] | None = None,
     ) -> Float[Tensor, "batch d"]:
         """The velocity v(t, x) or v(t, x, y), where t is one time or one time per sample."""
         t = times_like(t, x)[:, None]

@@ -2,7 +2,7 @@
 
 import math
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..dynamics.deferral import in_transform
-from .embeddings import time_features, times_like, torus_features
+from .embeddings import Time, time_features, times_like, torus_features
 
 
 class _Waves(NamedTuple):
@@ -79,7 +79,7 @@ class SpectralConv(nn.Module):
         self, inputs: int, outputs: int, *, modes: int, generator: torch.Generator | None = None
     ):
         super().__init__()
-        self.modes = modes
+        self.modes, self.inputs = modes, inputs
         shape = ((2 * modes - 1) * modes, inputs, 2 * outputs)  # real parts, then imaginary ones
         self.R = nn.Parameter(torch.randn(shape, generator=generator) / math.sqrt(2 * inputs))
 
@@ -151,7 +151,7 @@ class FNO(nn.Module):
         self.widen, self.b_widen = weights(4 * width, width), nn.Parameter(torch.zeros(4 * width))
         self.narrow = weights(1, 4 * width)
 
-    def forward(self, t: Any, u: Float[Tensor, "batch n1 n2"]) -> Float[Tensor, "batch n1 n2"]:
+    def forward(self, t: Time, u: Float[Tensor, "batch n1 n2"]) -> Float[Tensor, "batch n1 n2"]:
         """The fields net(t, u), where t is one time or one time per field.
 
         Raises:

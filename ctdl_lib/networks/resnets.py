@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .architectures import EULER, PLAIN, RESNET, Architecture, State
+from .embeddings import Time
 
 NO_INVERSE = (
     "the layers of this architecture have no explicit inverse: choose a Hamiltonian, leapfrog or"
@@ -61,6 +61,7 @@ class ResNet(nn.Module):
         if reverse and architecture.scheme.inverse is None:
             raise ValueError(NO_INVERSE)
         self.architecture, self.reverse = architecture, reverse
+        self.inputs, self.width = inputs, width
         self.horizon, self.h = horizon, horizon / layers
         plain = architecture is PLAIN
 
@@ -133,7 +134,7 @@ class ResNet(nn.Module):
             state = inverse(f, state, self.h, theta)
             yield state
 
-    def velocity(self, t: Any, u: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+    def velocity(self, t: Time, u: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
         """The velocity ∂ₜu with weights piecewise constant in time, e.g. tanh(K(t)u + b(t))."""
         # A node tₖ = k h may be rounded down; the small shift assigns it to layer k.
         k = int(float(t) / self.h + 8 * torch.finfo(u.dtype).eps * self.layers)
@@ -168,7 +169,7 @@ def time_smoothness(theta: Float[Tensor, "layers ..."], h: float) -> Float[Tenso
     return theta.diff(dim=0).square().sum() / (2 * h)
 
 
-def tikhonov(*parameters: Tensor) -> Float[Tensor, ""]:
+def tikhonov(*parameters: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     """The value ½ Σ ‖θ‖² over all given parameters."""
     return 0.5 * torch.stack([theta.square().sum() for theta in parameters]).sum()
 

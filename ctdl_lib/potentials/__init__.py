@@ -5,6 +5,7 @@ talk with its gradient and Laplacian in closed form, and `sweeps` the loops over
 `composed` adds a known part or changes units, and `convex` has functions that are convex in x.
 """
 
+from ..contracts import guard
 from .composed import PinnedPotential, ScaledPotential
 from .convex import ConvexPotential
 from .potential import AutodiffPotential, Derivatives, Gradient, Potential
@@ -20,3 +21,5 @@ __all__ = [
     "ResNetPotential",
     "ScaledPotential",
 ]
+
+guard(__name__)

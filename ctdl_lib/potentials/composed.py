@@ -29,18 +29,18 @@ class PinnedPotential(Potential):
         super().__init__()
         self.known, self.correction, self.horizon = known, correction, horizon
 
-    def forward(self, t: Time, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+    def forward(self, t: Time, x: Float[Tensor, "batch d ..."]) -> Float[Tensor, " batch"]:
         """The value Φ(t, x)."""
         known, correction = _bound(self, self.known, self.correction)
         return known(t, x) + (self.horizon - times_like(t, x)) * correction(t, x)
 
-    def gradient(self, t: Time, x: Float[Tensor, "batch ..."]) -> Gradient:
+    def gradient(self, t: Time, x: Float[Tensor, "batch d ..."]) -> Gradient:
         """The value Φ, ∂ₜΦ and ∇ₓΦ from those of both parts."""
         known, correction = _bound(self, self.known, self.correction)
         return self._sum(t, x, known.gradient(t, x), correction.gradient(t, x))
 
     def derivatives(
-        self, t: Time, x: Float[Tensor, "batch ..."], sigma: Sigma | None = None
+        self, t: Time, x: Float[Tensor, "batch d ..."], sigma: Sigma | None = None
     ) -> Derivatives:
         """The value Φ, ∂ₜΦ, ∇ₓΦ and ΔₓΦ, or tr(σσᵀ∇ₓ²Φ), from those of both parts."""
         parts = _bound(self, self.known, self.correction)
@@ -94,7 +94,7 @@ class ScaledPotential(Potential):
             raise ValueError(f"unit must be positive, one for each center, got {unit.tolist()}")
         if layer is not None and not layer > 0:
             raise ValueError(f"{layer=} must be positive, or None for s = t")
-        self.potential, self.height = potential, height
+        self.potential, self.height, self.d = potential, height, len(center)
         self.layer, self.horizon = layer, horizon
         for name, value in (("center", center), ("unit", unit)):
             self.register_buffer(name, value.to(torch.get_default_dtype()), persistent=False)

@@ -47,6 +47,8 @@ class ConvexPotential(nn.Module):
         if min(d, width, layers) < 1:
             raise ValueError(f"{d=}, {width=} and {layers=} must be at least 1")
 
+        self.d, self.context_dim = d, context_dim
+
         def linear(inputs: int, outputs: int, offset: float = 0.0) -> nn.Linear:
             layer = nn.Linear(inputs, outputs)
             for parameter in layer.parameters():
@@ -68,12 +70,12 @@ class ConvexPotential(nn.Module):
         self.w, self.a = raw(width), nn.Parameter(torch.zeros(()))
 
     def forward(
-        self, x: Float[Tensor, "batch d"], y: Float[Tensor, "batch context"] | None = None
+        self, x: Float[Tensor, "batch d"], y: Float[Tensor, "batch context_dim"] | None = None
     ) -> Float[Tensor, " batch"]:
         """The value G(x; y)."""
         return self.convex(x, self.steer(y))
 
-    def steer(self, y: Float[Tensor, "batch context"] | None) -> list[Steering]:
+    def steer(self, y: Float[Tensor, "batch context_dim"] | None) -> list[Steering]:
         """The effect of the context on each layer, which does not depend on x."""
         if (y is None) != (not self.C):
             raise ValueError(

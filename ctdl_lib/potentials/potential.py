@@ -11,10 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import grad, jvp, vjp, vmap
 
-from ..networks.embeddings import times_like
+from ..networks.embeddings import Time, times_like
 
 BLOCK = 1024
-Time = float | int | Tensor
 Sigma = float | Float[Tensor, ""] | Float[Tensor, "d k"]
 
 
@@ -23,7 +22,7 @@ class Gradient(NamedTuple):
 
     value: Float[Tensor, " batch"]
     dt: Float[Tensor, " batch"]
-    dx: Float[Tensor, "batch ..."]
+    dx: Float[Tensor, "batch d ..."]
 
 
 class Derivatives(NamedTuple):
@@ -34,7 +33,7 @@ class Derivatives(NamedTuple):
 
     value: Float[Tensor, " batch"]
     dt: Float[Tensor, " batch"]
-    dx: Float[Tensor, "batch ..."]
+    dx: Float[Tensor, "batch d ..."]
     laplacian: Float[Tensor, " batch"]
 
 
@@ -75,16 +74,16 @@ class Potential(Conditional):
     standardized = False  # True for the potential of a flow that standardizes its data
 
     @abc.abstractmethod
-    def forward(self, t: Time, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+    def forward(self, t: Time, x: Float[Tensor, "batch d ..."]) -> Float[Tensor, " batch"]:
         """The value Φ(t, x)."""
 
     @abc.abstractmethod
-    def gradient(self, t: Time, x: Float[Tensor, "batch ..."]) -> Gradient:
+    def gradient(self, t: Time, x: Float[Tensor, "batch d ..."]) -> Gradient:
         """The value Φ, ∂ₜΦ and ∇ₓΦ at (t, x)."""
 
     @abc.abstractmethod
     def derivatives(
-        self, t: Time, x: Float[Tensor, "batch ..."], sigma: Sigma | None = None
+        self, t: Time, x: Float[Tensor, "batch d ..."], sigma: Sigma | None = None
     ) -> Derivatives:
         """The value Φ, ∂ₜΦ, ∇ₓΦ and ΔₓΦ, or tr(σσᵀ∇ₓ²Φ) for a number or matrix (d, k) σ."""
 
@@ -105,7 +104,7 @@ class AutodiffPotential(Potential):
         super().__init__()
         self.net = net
 
-    def forward(self, t: Time, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+    def forward(self, t: Time, x: Float[Tensor, "batch d ..."]) -> Float[Tensor, " batch"]:
         """The value Φ(t, x)."""
         return self._value(times_like(t, x), x)
 
@@ -119,13 +118,13 @@ class AutodiffPotential(Potential):
             )
         return value.reshape(x.shape[0])
 
-    def gradient(self, t: Time, x: Float[Tensor, "batch ..."]) -> Gradient:
+    def gradient(self, t: Time, x: Float[Tensor, "batch d ..."]) -> Gradient:
         """The value Φ, ∂ₜΦ and ∇ₓΦ by one reverse sweep."""
         value, pullback, *_ = vjp(self._value, times_like(t, x), x)
         return Gradient(value, *pullback(torch.ones_like(value)))
 
     def derivatives(
-        self, t: Time, x: Float[Tensor, "batch ..."], sigma: Sigma | None = None
+        self, t: Time, x: Float[Tensor, "batch d ..."], sigma: Sigma | None = None
     ) -> Derivatives:
         """The value Φ, ∂ₜΦ, ∇ₓΦ and ΔₓΦ, or tr(σσᵀ∇ₓ²Φ), by second-order differentiation."""
         times = times_like(t, x)

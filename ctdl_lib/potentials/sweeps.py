@@ -197,7 +197,7 @@ def _curvature(slope: Tensor, z: Tensor) -> Tensor:
 def _blocks(M: Tensor, batch: int) -> Iterator[slice]:
     """The slices of M's columns that keep an array (width, ·, batch) in the cache of a CPU."""
     width, k = M.shape
-    size = max(1, CACHED // (width * batch)) if M.device.type == "cpu" else k
+    size = max(1, CACHED // max(1, width * batch)) if M.device.type == "cpu" else k
     return (slice(j, j + size) for j in range(0, k, size))
 
 

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..contracts import guard
+
 
 class Samples(NamedTuple):
     """The features and the label 0, 1, … of each sample."""
@@ -139,3 +141,6 @@ def digits(seed: int, *, fraction: float = 0.2) -> Classification:
     return Classification(
         "digits", 10, Samples(y_train, label_train.long()), Samples(y_val, label_val.long())
     )
+
+
+guard(__name__)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..contracts import guard
 from ..control.problem import hamiltonian
 from ..networks.embeddings import times_like
 from ..potentials.composed import PinnedPotential
@@ -41,6 +42,11 @@ class LinearQuadratic:
                 f"weight={self.weight}, control_cost={self.control_cost} and"
                 f" horizon={self.horizon} must be positive, and gain={self.gain} must not be zero"
             )
+
+    @property
+    def d(self) -> int:
+        """The dimension of the states and of the controls."""
+        return len(self.target)
 
     def drift(
         self, t: Time, x: Float[Tensor, "batch d"], u: Float[Tensor, "batch d"]
@@ -139,7 +145,7 @@ class Obstacle:
         """The final time T."""
         return self.linear_quadratic.horizon
 
-    def hill(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+    def hill(self, x: Float[Tensor, "batch 2"]) -> Float[Tensor, " batch"]:
         """The cost q N(x; 0, s I) of the obstacle."""
         peak = self.height / (2 * math.pi * self.variance)
         return peak * torch.exp(-0.5 / self.variance * x.square().sum(-1))
@@ -226,3 +232,6 @@ class _Table(nn.Module):
             share = s[here] - step
             result[here] = (1 - share) * below + share * above
         return result
+
+
+guard(__name__)

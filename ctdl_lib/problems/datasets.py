@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..contracts import guard
+
 
 class Split(NamedTuple):
     """The rows for training, for the choice of settings, and for the final test."""
@@ -125,3 +127,6 @@ def _package(name: str):
         raise ModuleNotFoundError(
             f"the package {package} contains these data: pip install {package}", name=package
         ) from error
+
+
+guard(__name__)

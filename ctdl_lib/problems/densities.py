@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..contracts import guard
+
 
 class Estimate(NamedTuple):
     """A Monte Carlo estimate and its standard error."""
@@ -299,3 +301,6 @@ TOYS: dict[str, Density] = {
     "pinwheel": Pinwheel(),
     "2spirals": two_spirals(),
 }
+
+
+guard(__name__)

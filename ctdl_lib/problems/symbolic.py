@@ -3,6 +3,7 @@
 import casadi as ca
 import numpy as np
 
+from ..contracts import guard
 from ..references.transcription import Symbol, SymbolicProblem
 from .vehicles import Corridor, Quadcopter
 
@@ -54,3 +55,6 @@ def corridor(problem: Corridor) -> SymbolicProblem:
         constraint=lambda x: ca.sumsqr(x[:2] - x[2:]) - 4 * problem.radius**2,
         horizon=problem.horizon,
     )
+
+
+guard(__name__)

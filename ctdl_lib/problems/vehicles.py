@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..contracts import guard
 from ..potentials.potential import Time
 
 
@@ -136,3 +137,6 @@ class Quadcopter:
         """The optimal controls −eᵀp₇₋₉/(2 mass) and −p₁₀₋₁₂/2."""
         thrust = (self.axis(x) * p[:, 6:9]).sum(1, keepdim=True) / self.mass
         return -0.5 * torch.cat([thrust, p[:, 9:]], 1)
+
+
+guard(__name__)

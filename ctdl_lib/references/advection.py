@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..contracts import guard
 from ..dynamics.integration import integrate
-from ..dynamics.stepping import Velocity
+from ..dynamics.stepping import Velocity, as_tensor, same_shape
 from .grids import Grid
 
 
@@ -36,7 +37,7 @@ def characteristics(
 
     Reference: li2017deep.
     """
-    return u(integrate(v, x, t1, t0, steps=steps, method=method))
+    return as_tensor(u(integrate(v, x, t1, t0, steps=steps, method=method)), "u(x)")
 
 
 def semi_lagrangian(
@@ -79,6 +80,7 @@ def interpolate(
     It is exact if u is linear.
     """
     _check(u, grid)
+    same_shape(x, (len(x), len(grid.low)), "x")
     low, high = (torch.tensor(end, dtype=x.dtype, device=x.device) for end in (grid.low, grid.high))
     c = torch.minimum(torch.maximum(x, low), high)
     values, outside = _cubic(u, grid, c, low), (c != x).any(-1)
@@ -126,7 +128,7 @@ def upwind(
     h = torch.tensor(grid.spacing, dtype=u.dtype, device=u.device)
 
     def rate(t: float) -> Tensor:
-        return (v(t, x) / h).T
+        return (same_shape(v(t, x), x.shape, "v(t, x)") / h).T
 
     def crossed(cells: Tensor) -> Tensor:
         return cells.abs().sum(0).max()
@@ -179,7 +181,8 @@ def _face_speeds(v: Velocity, grid: Grid, like: Tensor, t: float) -> list[Tensor
     """
     speeds = []
     for i, h in enumerate(grid.spacing):
-        inner = v(t, grid.faces(i, dtype=like.dtype, device=like.device))[:, i] / h
+        faces = grid.faces(i, dtype=like.dtype, device=like.device)
+        inner = same_shape(v(t, faces), faces.shape, "v(t, x)")[:, i] / h
         shape = [n - (k == i) for k, n in enumerate(grid.shape)]
         closed = like.new_zeros([1 if k == i else n for k, n in enumerate(grid.shape)])
         speeds.append(torch.cat([closed, inner.reshape(shape), closed], i))
@@ -235,3 +238,6 @@ def _check_cfl(
         f"the CFL number is {float(number):.3g} with steps={steps}, at most 1 is stable: take"
         f" steps={enough}, fewer nodes, or semi_lagrangian, which has no such limit"
     )
+
+
+guard(__name__)

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vjp
 
+from ..contracts import guard
+from ..dynamics.stepping import same_shape
 from .grids import Grid
 
 Hamiltonian = Callable[[float, Tensor, Tensor], Tensor]
@@ -85,7 +87,8 @@ class _Scheme:
         padded = [_padded(w, axis) for axis in range(d)]
         left, right = zip(*(_one_sided(padded[i], i, self.h[i]) for i in range(d)), strict=True)
         p, q = (torch.stack(side, -1).flatten(0, -2) for side in (left, right))
-        rate = self.hamiltonian(t, self.x, (p + q) / 2).reshape(w.shape)
+        H = self.hamiltonian(t, self.x, (p + q) / 2)
+        rate = same_shape(H, self.x.shape[:1], "hamiltonian(t, x, p)").reshape(w.shape)
         # H is concave, so |∂H/∂p| between p and q is largest at p or q, even where w has a kink
         speed = torch.maximum(self._speed(t, p), self._speed(t, q)).T.reshape(d, *w.shape)
         crossing = sum(speed[i] / self.h[i] for i in range(d))
@@ -146,3 +149,6 @@ def _second(w: Tensor, axis: int, h: float) -> Tensor:
     """The second derivative, of order 4."""
     far_left, left, here, right, far_right = (_shift(w, axis, k) for k in range(-2, 3))
     return (16 * (left + right) - 30 * here - far_left - far_right) / (12 * h**2)
+
+
+guard(__name__)

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..contracts import guard
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -59,3 +61,6 @@ class Grid:
         if halfway is not None:
             axes[halfway] = (axes[halfway][1:] + axes[halfway][:-1]) / 2
         return torch.stack(torch.meshgrid(axes, indexing="ij"), -1).flatten(0, -2)
+
+
+guard(__name__)

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..contracts import guard
+
 QUIET = {"ipopt.print_level": 0, "print_time": False, "ipopt.sb": "yes"}
 
 
@@ -176,3 +178,6 @@ def _solve(solver: Any, problem: SymbolicProblem, guess: Plan) -> tuple[Plan, st
         stats = solver.stats()
         return Plan(x, u, float(solution["f"]), stats["iter_count"]), stats["return_status"]
     return guess, "Error"
+
+
+guard(__name__)
