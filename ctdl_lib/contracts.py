@@ -28,6 +28,8 @@ FROM_ZERO = {"augment", "axis", "context_dim", "evaluations", "hidden", "index",
 FROM_ZERO |= {"accepted", "rejected", "backward_evaluations"}
 ENTRIES = {"Float": "floating point", "Int": "integers", "Bool": "bool", "Shaped": "numbers"}
 
+GUARDED = "__guarded__"
+
 Sizes = dict[str, Any]
 Fault = tuple[type[Exception], str]
 Rule = Callable[[Any, Sizes], Fault | None]
@@ -62,7 +64,7 @@ def _guard_class(cls: type) -> None:
     for key, member in list(vars(cls).items()):
         public = not key.startswith("_") or key in ("__init__", "__call__")
         abstract = getattr(member, "__isabstractmethod__", False)
-        guarded = hasattr(member, "__guarded__")
+        guarded = hasattr(member, GUARDED)
         if public and inspect.isfunction(member) and not (abstract or guarded):
             shown = cls.__name__ if key == "__init__" else f"{cls.__name__}.{key}"
             setattr(cls, key, _checked(member, shown))
@@ -101,7 +103,7 @@ def _checked(function: Callable[..., Any], shown: str) -> Callable[..., Any]:
                 if fault is not None:
                     raise fault[0](f"{shown}: {name}{fault[1]}")
 
-    call.__guarded__ = True  # pyright: ignore[reportFunctionMemberAccess]
+    call.__dict__[GUARDED] = True
     return call
 
 
@@ -124,12 +126,13 @@ def _rule(hint: Any, name: str) -> Rule | None:
         entries = ENTRIES.get(hint.dtype.__name__, "numbers")
         return functools.partial(_array, hint, hint.dim_str.split(), entries)
     if hint is int:
-        return functools.partial(_count, 0 if name in FROM_ZERO else 1)
+        return functools.partial(_count, 0 if name in FROM_ZERO else 1, name)
     if hint is float:
-        return _number
+        return functools.partial(_number, name)
     if origin in (typing.Union, types.UnionType):
         rules = [_rule(arg, name) for arg in args if not (arg is int and float in args)]
-        return functools.partial(_any_of, hint, rules) if all(rules) else None
+        known = [rule for rule in rules if rule is not None]
+        return functools.partial(_any_of, hint, known) if len(known) == len(rules) else None
     if origin is Literal:
         return functools.partial(_word, args)
     if origin is Callable:
@@ -162,7 +165,8 @@ def _array(hint: Any, names: list[str], entries: str, value: Any, sizes: Sizes) 
         return ValueError, f" must have values, got {_what(value)}"
     if entries == "floating point" and not _finite(value):
         bad = (~value.isfinite()).reshape(len(value) if value.dim() else 1, -1).any(1)
-        return ValueError, f" must be finite, got NaN or ∞, first in row {int(bad.nonzero()[0])}"
+        said = f"{int(bad.sum())} of {len(bad)} rows have NaN or infinite entries"
+        return ValueError, f" must be finite, but {said} (first row {int(bad.nonzero()[0])})"
     return None
 
 
@@ -199,27 +203,29 @@ def _finite(x: Tensor) -> bool:
     if x.device.type != "cpu" or torch._C._len_torch_dispatch_stack():
         return True
     try:
-        return bool(x.isfinite().all())
+        return bool(x.detach().isfinite().all())  # unseen by hooks on what autograd saves
     except RuntimeError:  # inside torch.func.vmap a tensor has no single truth value
         return True
 
 
-def _count(least: int, value: Any, sizes: Sizes) -> Fault | None:
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+def _count(least: int, name: str, value: Any, sizes: Sizes) -> Fault | None:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or value < least:
-        wanted = f" must be an integer and must be at least {least}, got {_what(value)}"
-        return ValueError if whole else TypeError, wanted
+        wanted = f" must be an integer and must be at least {least}, got "
+        if whole:
+            return ValueError, f"{wanted}{name}={value}"
+        return TypeError, wanted + _what(value)
     if value > MOST and least:
         return ValueError, f" must be at most {MOST}, got {value}"
     return None
 
 
-def _number(value: Any, sizes: Sizes) -> Fault | None:
+def _number(name: str, value: Any, sizes: Sizes) -> Fault | None:
     if isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex():
         return (ValueError, " must have a value, not be on meta") if value.is_meta else None
     if not isinstance(value, numbers.Real):
         return TypeError, f" must be a number, got {_what(value)}"
-    return (ValueError, " must be a number, got nan") if math.isnan(value) else None
+    return (ValueError, f" must be a number, got {name}=nan") if math.isnan(value) else None
 
 
 def _word(words: tuple[Any, ...], value: Any, sizes: Sizes) -> Fault | None:
@@ -247,8 +253,8 @@ def _row(rule: Rule | None, value: Any, sizes: Sizes) -> Fault | None:
     rows = isinstance(value, Sequence) and not isinstance(value, str | bytes)
     if not rows and not (isinstance(value, Tensor | np.ndarray) and value.ndim == 1):
         return TypeError, f" must be a sequence, got {_what(value)}"
-    for k, part in enumerate(value) if rule else ():
-        fault = rule(part, sizes)
+    for k, part in enumerate(value):
+        fault = rule(part, sizes) if rule else None
         if fault is not None:
             return fault[0], f"[{k}]{fault[1]}"
     return None

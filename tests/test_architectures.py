@@ -192,9 +192,12 @@ def test_an_odd_width_is_refused(name):
         ResNet(2, 1, width=3, layers=2, architecture=ALL[name])
 
 
-@pytest.mark.parametrize("gamma", [-1e-3, math.nan])
-def test_a_negative_gamma_is_refused(gamma):
-    with pytest.raises(ValueError, match="must be ≥ 0"):
+@pytest.mark.parametrize(
+    ("gamma", "reason"),
+    [(-1e-3, "must be ≥ 0"), (math.nan, "gamma must be a number, got gamma=nan")],
+)
+def test_a_negative_gamma_is_refused(gamma, reason):
+    with pytest.raises(ValueError, match=reason):
         antisymmetric_field(gamma)
 
 

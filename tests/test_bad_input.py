@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from working_calls import CALLS
@@ -19,6 +20,13 @@ import ctdl_lib.learning
 import ctdl_lib.networks
 import ctdl_lib.potentials
 from ctdl_lib import metrics
+
+
+@pytest.fixture(autouse=True)
+def _as_users_run_it(monkeypatch):
+    """Without the shape checker of the tests."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = [getattr(ctdl_lib, name) for name in ("control", "dynamics", "generative", "learning")]
@@ -79,7 +87,7 @@ def test_the_message_names_the_argument_and_what_came_and_was_wanted():
         metrics.accuracy(x, x[:, 0])
     with pytest.raises(TypeError, match="MLP: width must be an integer"):
         ctdl_lib.networks.MLP(2, width=2.5)
-    with pytest.raises(ValueError, match="first in row 1"):
+    with pytest.raises(ValueError, match="first row 1"):
         metrics.vendi(torch.tensor([[1.0, 2.0], [float("nan"), 1.0]]))
 
 

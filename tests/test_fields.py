@@ -605,9 +605,12 @@ BAD = {
     "one field alone": (lambda: checked_fields(torch.zeros(4, 4)), r"square.*got \(4, 4\)"),
     "nan": (
         lambda: resample(torch.tensor([[[1.0, math.nan], [math.nan, 1.0]], 2 * [[1.0, 1.0]]]), 4),
-        "1 of 2 fields have NaN",
+        "u must be finite, but 1 of 2 rows have NaN",
     ),
-    "infinite": (lambda: WhiteNoise().check(torch.full((2, 4, 4), math.inf)), "2 of 2 fields"),
+    "infinite": (
+        lambda: WhiteNoise().check(torch.full((2, 4, 4), math.inf)),
+        "2 of 2 rows have NaN or inf",
+    ),
     "no square to check": (
         lambda: by_hand(WhiteNoise.check)(WhiteNoise(), torch.zeros(1, 2, 3)),
         "square",

@@ -445,7 +445,7 @@ BAD = {
     ),
     "no samples inside": (
         lambda new: new(standardize=False).sample_inside(Above(0.0), 0, torch.Generator()),
-        "want n ≥ 1",
+        "n must be an integer and must be at least 1, got n=0",
     ),
     "contexts of another number to standardize": (
         lambda new: plain(TransportMap.standardize)(

@@ -60,14 +60,14 @@ def check_state(x: tuple[Any, ...], method: str, tol: float | None = None) -> No
     for part in x:
         if not (part.is_floating_point() or part.is_complex()):
             raise TypeError(f"state must be floating point, got {part.dtype}: call .double() on it")
-        if part.is_meta:
-            raise ValueError("state is on the meta device and has no values: move it to another")
         if part.numel() == 0:
             raise ValueError(f"state is empty, it has shape {tuple(part.shape)}: give samples")
         if part.dtype != first.dtype:
             raise TypeError(f"state mixes {first.dtype} and {part.dtype}: convert with .to(dtype)")
         if part.device != first.device:
             raise ValueError(f"state mixes {first.device} and {part.device}: move with .to(device)")
+    if first.is_meta:
+        raise ValueError("state is on the meta device and has no values: move it to another")
     if method == "verlet" and len(x) != 2:
         raise ValueError(f"verlet needs a state (q, p) of two tensors, got {len(x)}")
     if not finite(x):

@@ -1,6 +1,6 @@
 """Single steps of explicit Runge–Kutta methods and of Störmer–Verlet, on tuples of tensors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -79,9 +79,9 @@ class OnTuples:
         self.statistics.evaluations += 1
         before = _versions(x)
         slope = self.f(t, self.pack(x))
-        if self.unchecked and not isinstance(slope, Tensor if self.is_tensor else tuple | list):
+        if self.unchecked and not isinstance(slope, Tensor if self.is_tensor else Iterable):
             raise TypeError(f"f(t, x) must be of the type of x, got a {type(slope).__name__}")
-        slope = (slope,) if self.is_tensor else tuple(slope)
+        slope: Any = (slope,) if self.is_tensor else tuple(slope)
         if torch.is_autocast_enabled(x[0].device.type):
             slope = tuple(k.to(part.dtype) for k, part in zip(slope, x, strict=True))
         if self.unchecked:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..contracts import guard
 
-Time = float | Float[Tensor, ""] | Float[Tensor, " batch"]  # one time, or one per sample
+Time = float | Float[Tensor, ""] | Float[Tensor, "1"] | Float[Tensor, " batch"]  # one, or one each
 
 
 def time_features(t: Float[Tensor, " batch"], count: int) -> Float[Tensor, "batch {count}"]:

@@ -61,7 +61,6 @@ class ResNet(nn.Module):
         if reverse and architecture.scheme.inverse is None:
             raise ValueError(NO_INVERSE)
         self.architecture, self.reverse = architecture, reverse
-        self.inputs, self.width = inputs, width
         self.horizon, self.h = horizon, horizon / layers
         plain = architecture is PLAIN
 
@@ -83,6 +82,16 @@ class ResNet(nn.Module):
     def layers(self) -> int:
         """The number N of layers."""
         return len(self.K)
+
+    @property
+    def inputs(self) -> int:
+        """The number of inputs."""
+        return self.K_in.shape[1]
+
+    @property
+    def width(self) -> int:
+        """The number of features."""
+        return self.K_in.shape[0]
 
     @property
     def theta(self) -> tuple[Tensor, ...]:
