@@ -275,9 +275,12 @@ def _instance(kind: type, value: Any, sizes: Sizes) -> Fault | None:
 
 
 def _any_of(hint: Any, rules: Iterable[Rule], value: Any, sizes: Sizes) -> Fault | None:
-    faults = [rule(value, sizes) for rule in rules]
-    if None in faults:
-        return None
+    faults = []
+    for rule in rules:  # the first that fits alone, since it also binds the sizes of the call
+        fault = rule(value, sizes)
+        if fault is None:
+            return None
+        faults.append(fault)
     # the one that has gone furthest says most: a wrong value rather than a wrong type
     found = [fault for fault in faults if fault]
     return next((f for f in found if f[0] is ValueError), None) or (

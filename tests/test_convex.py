@@ -164,12 +164,12 @@ def test_a_step_that_could_have_been_longer_is_taken():
 
 
 def test_what_is_not_finite_has_not_converged():
-    with pytest.raises(ArithmeticError, match="off by nan"):
+    with pytest.raises(ValueError, match=r"z must be finite.*first row 0"):
         quadratic().inverse(torch.tensor([[math.nan, 0.0]]))
     broken = quadratic()
     with torch.no_grad():
         broken.potential.X[0].weight.fill_(math.nan)
-    with pytest.raises(ArithmeticError):
+    with pytest.raises(ArithmeticError, match="off by nan"):
         broken.sample(3, torch.Generator())
 
 
@@ -235,7 +235,7 @@ BAD = {
     "a context too many": (
         lambda: potential(context_dim=0)(torch.zeros(2, 3), torch.zeros(2, 2)),
         ValueError,
-        "context_dim=0",
+        r"y must have shape \(2, 0\)",
     ),
     "a tolerance below round-off": (
         lambda: convex_map(context_dim=0, tol=1e-30).inverse(torch.ones(2, 3)),

@@ -128,3 +128,27 @@ def test_the_stored_gaps_are_those_of_the_stored_weights():
     for row in (row for row in kept if row.density == "circles"):
         again = densities.gap(densities.fit(store, "circles", row.seed), "circles", row.seed, x)
         assert again.gap == pytest.approx(row.gap, abs=1e-4)
+
+
+def test_a_detour_sees_the_speed_and_the_bend_does_not():
+    t = torch.linspace(0, 1, 101)[:, None, None]
+    ends = torch.tensor([[3.0, 4.0], [-1.0, 0.0]])
+    assert steps.detour_of(t * ends) == pytest.approx(0, abs=1e-12)
+    assert steps.bend_of(t**2 * ends) == pytest.approx(0, abs=1e-12)
+    assert steps.detour_of(t**2 * ends) == pytest.approx(1 / 3, abs=1e-3)  # ∫(2t)² dt − 1
+    half = torch.stack([1 - torch.cos(torch.pi * t[:, 0]), torch.sin(torch.pi * t[:, 0])], 2)
+    assert steps.bend_of(half) == pytest.approx(torch.pi / 2 - 1, abs=1e-3)
+    assert steps.detour_of(half) == pytest.approx(torch.pi**2 / 4 - 1, abs=1e-3)
+
+
+def test_a_start_that_is_spread_out_bends_everywhere_among_the_data():
+    key = densities.settings("2spirals", spread=2.0)
+    phi = densities.untrained(key, 0).velocity
+    places = -phi.b0 / phi.K0[:, :2].norm(dim=1)
+    assert places.abs().max() > 3
+    assert places.abs().median() > 1
+    usual = densities.untrained(dataclasses.replace(key, spread=None), 0).velocity
+    assert (usual.b0 / usual.K0[:, :2].norm(dim=1)).abs().median() < 1
+    again = densities.untrained(key, 0).velocity
+    assert torch.equal(phi.K0, again.K0)
+    assert phi.gradient(0.5, torch.randn(50, 2)).dx.norm(dim=1).mean() < 8

@@ -38,6 +38,7 @@ class Evidence:
     by_steps: dict[str, list[steps.BySteps]]
     ablation: dict[str, list[steps.Row]]
     tried: dict[str, list[dict[str, list[float]]]]
+    started: dict[str, list[dict[str, list[float]]]]
     raced: dict[str, list[race.Finish]]
     searched: dict[str, dict[str, list[float]]]
     clock: dict[str, list[float]]
@@ -66,6 +67,11 @@ class Evidence:
         return {name: [100 * f.bend for f in found] for name, found in self.raced.items()}
 
     @property
+    def detours(self) -> dict[str, list[float]]:
+        """The extra transport cost at equal likelihood, in percent."""
+        return {name: [100 * f.detour for f in found] for name, found in self.raced.items()}
+
+    @property
     def evaluations(self) -> dict[str, list[float]]:
         """The evaluations of an adaptive solver at equal likelihood."""
         return {name: [float(f.evaluations) for f in v] for name, v in self.raced.items()}
@@ -89,6 +95,7 @@ def gather(run: Run, device: str = "cpu", seed: int = 0) -> Evidence:
         by_steps={name: steps.by_steps(flows, x) for name, flows in compared.items()},
         ablation=steps.ablation(store, others, device),
         tried=helped.helped(store),
+        started=helped.starts(store, seeds),
         raced=race.race(store, racing),
         searched={name: race.searched(store, name).numbers for name in race.ENTRANTS},
         clock=race.clocks(store, racing).numbers,
@@ -124,7 +131,7 @@ def rows(e: Evidence) -> list[Row]:
 
 
 def _density_rows(e: Evidence) -> list[Row]:
-    return [
+    claims: list[Row] = [
         Claim(
             f"otflow.{name}.gap",
             f"OT-Flow learns the density of {name}, to {WITHIN} nats above its entropy",
@@ -136,6 +143,17 @@ def _density_rows(e: Evidence) -> list[Row]:
         )
         for name in e.gaussian
     ]
+    spread, usual = ([c["gap"][-1] for c in e.started[name]] for name in helped.STARTS)
+    start = finding(
+        "otflow.start.gap",
+        f"A first layer that is spread over the data learns {helped.STARTED} faster: gap after"
+        f" {helped.STEPS:,} iterations",
+        ours=spread,
+        criterion=below_control(),
+        control=Control("the first layer as the library draws it", usual),
+        unit="nats",
+    )
+    return [*claims, start]
 
 
 def _step_rows(e: Evidence) -> list[Row]:
@@ -239,16 +257,24 @@ def _rival_rows(e: Evidence) -> list[Row]:
     found.append(
         finding(
             "otflow.rivals.otflow.beyond_potential",
-            "OT-Flow's paths are straighter than those of a potential without transport cost",
-            ours=e.bends["OT-Flow"],
+            "The detour (extra transport cost) of OT-Flow's paths is below that of a potential"
+            " trained without transport cost",
+            ours=e.detours["OT-Flow"],
             criterion=below_control(),
-            control=Control("Monge–Ampère flow", e.bends["Monge–Ampère flow"]),
+            control=Control("Monge–Ampère flow", e.detours["Monge–Ampère flow"]),
             unit="%",
         )
     )
+    for key, name in {"otflow": "OT-Flow", "ffjord": "FFJORD"}.items():
+        before = [100 * f.bend_before for f in e.raced[name]]
+        says = f"{name} before any training: bend"
+        found.append(
+            Measurement.over_seeds(f"otflow.rivals.{key}.bend_before", BOOK, says, before, "%")
+        )
     peer = {
         "nll": ([f.gap for f in e.raced["FFJORD"]], "nats above the least"),
         "bend": (e.bends["FFJORD"], "%"),
+        "detour": (e.detours["FFJORD"], "%"),
         "nfe": (e.evaluations["FFJORD"], "evaluations"),
         "seconds": (e.seconds["FFJORD"], "s"),
     }
@@ -263,6 +289,7 @@ def _against(e: Evidence, key: str, name: str, source: str) -> list[Row]:
     id, gaps = f"otflow.rivals.{key}", [f.gap for f in e.raced[name]]
     goal = f"{name} comes within {WITHIN} nats of the entropy of the eight Gaussians"
     straighter = f"The paths of {name} are straighter than those of FFJORD at equal likelihood"
+    thriftier = f"The detour of the paths of {name}, their extra transport cost, is below FFJORD's"
     cheaper = f"{name} needs fewer evaluations of an adaptive solver than FFJORD"
 
     def paired(part: str, says: str, values: dict[str, list[float]], unit: str) -> Claim:
@@ -274,6 +301,7 @@ def _against(e: Evidence, key: str, name: str, source: str) -> list[Row]:
     return [
         Claim(f"{id}.nll", goal, source, gaps, below(WITHIN), normal, unit="nats"),
         paired("bend", straighter, e.bends, "%"),
+        paired("detour", thriftier, e.detours, "%"),
         paired("nfe", cheaper, e.evaluations, "evaluations"),
         Measurement.over_seeds(f"{id}.seconds", BOOK, f"{name}: training", e.seconds[name], "s"),
     ]

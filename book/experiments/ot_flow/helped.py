@@ -11,6 +11,7 @@ from ctdl_lib.generative import Flow
 from machinery.store import Store
 
 from .densities import PUBLISHED, Settings, gap, held_out, settings, steps_of, untrained
+from .densities import SEEDS as REPORTED
 
 DENSITY = "circles"
 SEEDS = (0, 1)  # those on which settings are chosen
@@ -76,6 +77,29 @@ def helped(store: Store, seeds: Sequence[int] = SEEDS) -> dict[str, list[dict[st
         stored = asdict(key) | {"seeds": list(seeds), "every": EVERY}
         if not (smoke and i):
             found[name] = store.measure(f"helped-{i}", stored, compute).numbers["rows"]
+    return found
+
+
+STARTED = "2spirals"
+STARTS = {"spread over the data": 1.0, "as the library draws it": None}
+
+
+def starts(
+    store: Store, seeds: Sequence[int] = REPORTED
+) -> dict[str, list[dict[str, list[float]]]]:
+    """The curves of the two spirals, one a seed, by how the first layer starts."""
+    smoke = store.run == "smoke"
+    key = settings(STARTED, steps=STEPS)
+    found = {}
+    for name, spread in STARTS.items():
+        tried = replace(key, spread=spread)
+
+        def compute(key: Settings = tried) -> dict[str, Any]:
+            return {"rows": [curve(key, seed, smoke) for seed in seeds]}
+
+        stored = asdict(tried) | {"seeds": list(seeds), "every": EVERY}
+        file = "start-spread" if spread else "start-usual"
+        found[name] = store.measure(file, stored, compute).numbers["rows"]
     return found
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor
@@ -87,7 +88,10 @@ def paths(ax: Axes, flow: Flow, x: Tensor, times: Tensor) -> None:
 
 
 def draw_density(
-    column: Sequence[Axes], name: str, flow: Flow, seeded: Callable[[int], torch.Generator]
+    column: Sequence[Axes] | np.ndarray,
+    name: str,
+    flow: Flow,
+    seeded: Callable[[int], torch.Generator],
 ) -> None:
     """Draw samples of the data, the learned density, its samples, and paths to the reference."""
     R, side = (4.2 if name in ("checkerboard", "circles") else 3.8), 60

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from machinery.store import Record, Store
 from . import rivals
 from .densities import mean_nll, seeded, solved
 from .rivals import Draw
-from .steps import bend
+from .steps import bend_of, detour_of, paths
 
 DENSITY = "8gaussians"
 SEEDS = (10, 11, 12, 13, 14)  # learning rates were chosen on seed 0
@@ -55,15 +55,18 @@ SAMPLES = 10_000
 class Finish:
     """Where an entrant stopped, and how it got there.
 
-    `gap` is its NLL above the least, `bend` the extra length of its paths, and `evaluations` those
-    of an adaptive solver with tolerance 1e-5, from data to reference with the likelihood.
+    `gap` is its NLL above the least, `bend` the extra length of its paths, `detour` their extra
+    transport cost, and `evaluations` those of an adaptive solver with tolerance 1e-5, from data to
+    reference with the likelihood. `bend_before` is the bend before any training.
     """
 
     steps: int
     seconds: float
     gap: float
     bend: float
+    detour: float
     evaluations: int
+    bend_before: float
 
 
 def checked() -> Tensor:
@@ -152,12 +155,21 @@ def _file(name: str) -> str:
     return name.replace("–", "-").replace("è", "e").replace(" ", "-")
 
 
-def finish(flow: Flow, record: Record) -> Finish:
-    """What the flow of an entrant is worth."""
+def finish(store: Store, name: str, seed: int) -> Finish:
+    """What the flow of an entrant is worth, by where it stopped."""
+    flow, record = compete(store, name, seed)
     x, count = checked(), Statistics()
     solved(flow, tol=TOL).transform(x, statistics=count)
-    gap = mean_nll(flow, x) - mean_nll(TOYS[DENSITY], x)
-    return Finish(len(record.losses), record.seconds, gap, bend(flow, x), count.evaluations)
+    path, before = paths(flow, x), paths(built(name, seed).requires_grad_(False), x)
+    return Finish(
+        steps=len(record.losses),
+        seconds=record.seconds,
+        gap=mean_nll(flow, x) - mean_nll(TOYS[DENSITY], x),
+        bend=bend_of(path),
+        detour=detour_of(path),
+        evaluations=count.evaluations,
+        bend_before=bend_of(before),
+    )
 
 
 def searched(store: Store, name: str) -> Record:
@@ -186,12 +198,10 @@ def searched(store: Store, name: str) -> Record:
 def race(store: Store, seeds: Sequence[int] = SEEDS) -> dict[str, list[Finish]]:
     """Where all entrants stopped, one a seed."""
     key = {"entrants": ENTRANTS, "race": RACE, "seeds": list(seeds), "tol": TOL, "fine": FINE}
+    key |= {"measured": [field.name for field in fields(Finish)], "error": "of the worst sample"}
 
     def compute() -> dict[str, list[dict[str, Any]]]:
-        return {
-            name: [asdict(finish(*compete(store, name, seed))) for seed in seeds]
-            for name in ENTRANTS
-        }
+        return {name: [asdict(finish(store, name, seed)) for seed in seeds] for name in ENTRANTS}
 
     found = store.measure("race", key, compute).numbers
     return {name: [Finish(**row) for row in rows] for name, rows in found.items()}
@@ -200,16 +210,18 @@ def race(store: Store, seeds: Sequence[int] = SEEDS) -> dict[str, list[Finish]]:
 def table(raced: Mapping[str, Sequence[Finish]]) -> str:
     """Where each entrant stopped, with the range over seeds, as a Markdown table."""
     lines = [
-        "| | gap (nats) | bend (%) | evaluations | seconds | steps |",
-        "|---|---|---|---|---|---|",
+        "| | gap (nats) | bend (%) | detour (%) | evaluations | seconds | steps | bend at first |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, found in raced.items():
         columns = (
             [f"{f.gap:.3f}" for f in found],
             [f"{100 * f.bend:.2f}" for f in found],
+            [f"{100 * f.detour:.1f}" for f in found],
             [f"{f.evaluations}" for f in found],
             [f"{f.seconds:.0f}" for f in found],
             [f"{f.steps}" for f in found],
+            [f"{100 * f.bend_before:.1f}" for f in found],
         )
         cells = (_range(column) for column in columns)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -223,7 +235,10 @@ def _range(values: Sequence[str]) -> str:
 
 def search_table(searched: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """The seconds to the goal with each learning rate, or the gap where that was missed."""
-    lines = [f"| seed 0 | {' | '.join(map(str, RATES))} | chosen |", "|---|" + "---:|" * 4]
+    lines = [
+        f"| seed 0 | {' | '.join(map(str, RATES))} | chosen |",
+        "|---|" + "---:|" * (len(RATES) + 1),
+    ]
     for name, found in searched.items():
         cells = (
             f"{seconds:.0f} s" if gap <= RACE["target"] else f"gap {gap:.2f}"
@@ -272,13 +287,15 @@ def _runs(ours: Flow, theirs: Flow, n: int) -> dict[str, Callable[[], Any]]:
         loss(velocity).backward()
 
     def adaptive(v: nn.Module, **how: Any) -> Tensor:
-        return -Flow(v, 2, solver={"tol": 1e-5} | how, standardize=False).log_prob(x).mean()
+        return (
+            -Flow(v, 2, solver={"tol": FFJORD["tol"]} | how, standardize=False).log_prob(x).mean()
+        )
 
     wanted = error(ours, steps=4)
-    loose = next((tol for tol in LOOSE if error(theirs, tol=tol) <= wanted), 1e-5)
+    loose = next((tol for tol in LOOSE if error(theirs, tol=tol) <= wanted), FFJORD["tol"])
     samplers = {
         "sample OT-Flow": solved(ours, steps=4),
-        "sample FFJORD": solved(theirs, tol=1e-5),
+        "sample FFJORD": solved(theirs, tol=FFJORD["tol"]),
         "sample FFJORD, as close": solved(theirs, tol=loose),
     }
     weights = {"likelihood": 30, "hjb": 1}

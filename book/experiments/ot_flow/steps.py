@@ -75,9 +75,23 @@ def bend_of(path: Tensor) -> float:
     return (length / (path[-1] - path[0]).norm(dim=1)).mean().item() - 1
 
 
+def detour_of(path: Tensor) -> float:
+    """The mean of ∫‖ẋ‖² dt over ‖x(1) − x(0)‖², minus 1, of paths (times, batch, d) on [0, 1].
+
+    It is zero for straight paths of constant speed alone, while a bend does not see the speed.
+    """
+    cost = (len(path) - 1) * path.diff(dim=0).square().sum(2).sum(0)
+    return (cost / (path[-1] - path[0]).square().sum(1)).mean().item() - 1
+
+
+def paths(flow: Flow, x: Tensor) -> Tensor:
+    """The paths of the flow that start at the first thousand points x, at 33 times."""
+    return flow(x[:1000], save_at=torch.linspace(0, 1, 33))
+
+
 def bend(flow: Flow, x: Tensor) -> float:
     """The bend of the flow's paths that start at the first thousand points x."""
-    return bend_of(flow(x[:1000], save_at=torch.linspace(0, 1, 33)))
+    return bend_of(paths(flow, x))
 
 
 def trial() -> Settings:
