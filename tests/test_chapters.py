@@ -198,7 +198,7 @@ def test_compare_takes_the_reference_from_git(tiny, monkeypatch, capsys):
         subprocess.run(("git", *author, *arguments), cwd=tiny.book, check=True, capture_output=True)
 
     def write(value):
-        content = [{"id": "a", "ours": value, "spread": 0.0}]
+        content = [{"id": "a", "ours": value, "spread": None}]
         tiny.claims_file.parent.mkdir(parents=True, exist_ok=True)
         tiny.claims_file.write_text(json.dumps(content))
 

@@ -379,7 +379,7 @@ def tolerances(claim: dict[str, Any]) -> list[float]:
     spread of the list. A single value without a spread may differ by 30 %.
     """
     expected = numbers(claim["ours"])
-    spreads = numbers(claim["spread"]) if claim["spread"] else []
+    spreads = [] if claim["spread"] is None else numbers(claim["spread"])
     if not spreads and len(expected) > 1:
         spreads = [stdev(expected)]
     if not spreads:
