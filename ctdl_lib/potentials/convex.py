@@ -47,7 +47,7 @@ class ConvexPotential(nn.Module):
         if min(d, width, layers) < 1:
             raise ValueError(f"{d=}, {width=} and {layers=} must be at least 1")
 
-        self.d, self.context_dim = d, context_dim
+        self.d, self.context_dim = d, context_dim or None
 
         def linear(inputs: int, outputs: int, offset: float = 0.0) -> nn.Linear:
             layer = nn.Linear(inputs, outputs)
