@@ -1,6 +1,5 @@
 """Partially input convex potentials and the maps that are their gradients."""
 
-import inspect
 import math
 from functools import partial
 
@@ -167,12 +166,10 @@ def test_a_step_that_could_have_been_longer_is_taken():
 def test_what_is_not_finite_has_not_converged():
     with pytest.raises(ValueError, match="z must be finite"):
         quadratic().inverse(torch.tensor([[math.nan, 0.0]]))
-    with pytest.raises(ArithmeticError, match="off by nan"):  # as it is called within the library
-        inspect.unwrap(ConvexMap.inverse)(quadratic(), torch.tensor([[math.nan, 0.0]]))
     broken = quadratic()
     with torch.no_grad():
         broken.potential.X[0].weight.fill_(math.nan)
-    with pytest.raises(ArithmeticError):
+    with pytest.raises(ArithmeticError, match="off by nan"):
         broken.sample(3, torch.Generator())
 
 
