@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 
 import torch
-from distributed import STEPS, Objective, a_flow, run
 from torch import nn
+from two_processes import STEPS, Objective, a_flow, run
 
 
 def test_two_processes_train_resume_and_sample_as_one(tmp_path):
-    script = Path(__file__).with_name("distributed.py")
+    script = Path(__file__).with_name("two_processes.py")
     started = [
         subprocess.Popen([sys.executable, str(script), str(rank), "2", str(tmp_path)])
         for rank in range(2)

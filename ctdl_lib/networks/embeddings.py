@@ -29,12 +29,16 @@ def time_features(t: Float[Tensor, " batch"], count: int) -> Float[Tensor, "batc
     return torch.cat([phase.sin(), phase.cos()], 1)
 
 
-def torus_features(u: Float[Tensor, "batch n n"]) -> Float[Tensor, "4 n n"]:
+def torus_features(u: Float[Tensor, "batch n1 n2"]) -> Float[Tensor, "4 n1 n2"]:
     """The features sin 2πx, cos 2πx, sin 2πy, cos 2πy at the pixels (x, y) of the unit torus."""
-    n = u.shape[-1]
-    x = 2 * math.pi * torch.arange(n, dtype=u.dtype, device=u.device) / n
-    circle = torch.stack([x.sin(), x.cos()])
-    return torch.cat([circle[:, :, None].expand(2, n, n), circle[:, None].expand(2, n, n)])
+
+    def circle(n: int) -> Tensor:
+        x = 2 * math.pi * torch.arange(n, dtype=u.dtype, device=u.device) / n
+        return torch.stack([x.sin(), x.cos()])
+
+    n1, n2 = u.shape[-2:]
+    along_x, along_y = circle(n1)[:, :, None], circle(n2)[:, None]
+    return torch.cat([along_x.expand(2, n1, n2), along_y.expand(2, n1, n2)])
 
 
 def times_like(t: Any, x: Tensor) -> Float[Tensor, " batch"]:

@@ -60,10 +60,10 @@ def _wave_arrays(n: int, modes: int) -> tuple[np.ndarray, ...]:
 class SpectralConv(nn.Module):
     """The convolution (Ku)(x) = Σₖ Rₖ ûₖ e^{2πi k·x} over wave numbers |k₁|, |k₂| < modes.
 
-    The Fourier coefficients are ûₖ = n⁻² Σ u(x) e^{−2πi k·x}, so K is the same operator on every
-    grid with n ≥ 2·modes. The matrices Rₖ ∈ ℂ^{out × in} are learned for k₂ ≥ 0, and R₋ₖ is the
-    conjugate of Rₖ, so Ku is real. If k₂ = 0, both Rₖ and R₋ₖ are learned, and the operator uses
-    the mean of Rₖ and the conjugate of R₋ₖ.
+    The Fourier coefficients are ûₖ = (n₁n₂)⁻¹ Σ u(x) e^{−2πi k·x}, so K is the same operator on
+    every grid with n₁, n₂ ≥ 2·modes. The matrices Rₖ ∈ ℂ^{out × in} are learned for k₂ ≥ 0, and R₋ₖ
+    is the conjugate of Rₖ, so Ku is real. If k₂ = 0, both Rₖ and R₋ₖ are learned, and the operator
+    uses the mean of Rₖ and the conjugate of R₋ₖ.
 
     For few modes, truncated transforms by matrix products are faster than the full FFT. They need
     the grid as the first two axes. In single precision, with B samples, c channels and m modes, a
@@ -83,25 +83,28 @@ class SpectralConv(nn.Module):
         shape = ((2 * modes - 1) * modes, inputs, 2 * outputs)  # real parts, then imaginary ones
         self.R = nn.Parameter(torch.randn(shape, generator=generator) / math.sqrt(2 * inputs))
 
-    def forward(self, u: Float[Tensor, "n n batch inputs"]) -> Float[Tensor, "n n batch outputs"]:
+    def forward(
+        self, u: Float[Tensor, "n1 n2 batch inputs"]
+    ) -> Float[Tensor, "n1 n2 batch outputs"]:
         """The fields Ku on the grid of u.
 
         Raises:
-            ValueError: n < 2·modes.
+            ValueError: n₁ or n₂ is below 2·modes.
         """
-        n, _, batch, inputs = u.shape
+        n1, n2, batch, inputs = u.shape
         m, outputs = self.modes, self.R.shape[2] // 2
-        if n < 2 * m:
+        if min(n1, n2) < 2 * m:
+            n = min(n1, n2)
             raise ValueError(f"a grid of n = {n} is too small for {m} modes: take n ≥ {2 * m}")
-        waves = _waves(n, m, u)
-        u = torch.matmul(waves.along_y, u.reshape(n, n, batch * inputs))
-        u = waves.along_x @ u.reshape(2 * n, m * batch * inputs)
+        x, y = _waves(n1, m, u), _waves(n2, m, u)
+        u = torch.matmul(y.along_y, u.reshape(n1, n2, batch * inputs))
+        u = x.along_x @ u.reshape(2 * n1, m * batch * inputs)
         real, imaginary = (part @ self.R for part in u.reshape(2, -1, batch, inputs))
         a, b = real.split(outputs, -1), imaginary.split(outputs, -1)
         u = torch.stack([a[0] - b[1], a[1] + b[0]])
-        u = waves.back_x @ u.reshape(-1, m * batch * outputs)
-        u = torch.matmul(waves.back_y, u.reshape(n, 2 * m, batch * outputs))
-        return u.reshape(n, n, batch, outputs)
+        u = x.back_x @ u.reshape(-1, m * batch * outputs)
+        u = torch.matmul(y.back_y, u.reshape(n1, 2 * m, batch * outputs))
+        return u.reshape(n1, n2, batch, outputs)
 
 
 class FNO(nn.Module):
@@ -148,14 +151,14 @@ class FNO(nn.Module):
         self.widen, self.b_widen = weights(4 * width, width), nn.Parameter(torch.zeros(4 * width))
         self.narrow = weights(1, 4 * width)
 
-    def forward(self, t: Time, u: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch n n"]:
+    def forward(self, t: Time, u: Float[Tensor, "batch n1 n2"]) -> Float[Tensor, "batch n1 n2"]:
         """The fields net(t, u), where t is one time or one time per field.
 
         Raises:
-            ValueError: the fields are not square, or n < 2·modes.
+            ValueError: u is not (batch, n₁, n₂), or n₁ or n₂ is below 2·modes.
         """
-        if u.dim() != 3 or u.shape[1] != u.shape[2]:
-            raise ValueError(f"u must have square fields (batch, n, n), got {tuple(u.shape)}")
+        if u.dim() != 3:
+            raise ValueError(f"u must have the shape (batch, n₁, n₂), got {tuple(u.shape)}")
         time = functional.silu(time_features(times_like(t, u), self.width) @ self.clock.T)
         place = torus_features(u).permute(1, 2, 0)[:, :, None].expand(-1, -1, len(u), -1)
         u = torch.cat([u.permute(1, 2, 0)[..., None], place], -1)
