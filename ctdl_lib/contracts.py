@@ -128,7 +128,7 @@ def _rule(hint: Any, name: str) -> Rule | None:
     if hint is int:
         return functools.partial(_count, 0 if name in FROM_ZERO else 1, name)
     if hint is float:
-        return functools.partial(_number, name)
+        return _number
     if origin in (typing.Union, types.UnionType):
         rules = [_rule(arg, name) for arg in args if not (arg is int and float in args)]
         known = [rule for rule in rules if rule is not None]
@@ -220,12 +220,12 @@ def _count(least: int, name: str, value: Any, sizes: Sizes) -> Fault | None:
     return None
 
 
-def _number(name: str, value: Any, sizes: Sizes) -> Fault | None:
+def _number(value: Any, sizes: Sizes) -> Fault | None:
     if isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex():
         return (ValueError, " must have a value, not be on meta") if value.is_meta else None
     if not isinstance(value, numbers.Real):
         return TypeError, f" must be a number, got {_what(value)}"
-    return (ValueError, f" must be a number, got {name}=nan") if math.isnan(value) else None
+    return (ValueError, " must be a number, got nan") if math.isnan(value) else None
 
 
 def _word(words: tuple[Any, ...], value: Any, sizes: Sizes) -> Fault | None:
@@ -277,10 +277,9 @@ def _instance(kind: type, value: Any, sizes: Sizes) -> Fault | None:
 def _any_of(hint: Any, rules: Iterable[Rule], value: Any, sizes: Sizes) -> Fault | None:
     faults = []
     for rule in rules:  # the first that fits alone, since it also binds the sizes of the call
-        fault = rule(value, sizes)
-        if fault is None:
+        faults.append(rule(value, sizes))
+        if faults[-1] is None:
             return None
-        faults.append(fault)
     # the one that has gone furthest says most: a wrong value rather than a wrong type
     found = [fault for fault in faults if fault]
     return next((f for f in found if f[0] is ValueError), None) or (

@@ -194,7 +194,7 @@ def test_an_odd_width_is_refused(name):
 
 @pytest.mark.parametrize(
     ("gamma", "reason"),
-    [(-1e-3, "must be ≥ 0"), (math.nan, "gamma must be a number, got gamma=nan")],
+    [(-1e-3, "must be ≥ 0"), (math.nan, "gamma must be a number, got nan")],
 )
 def test_a_negative_gamma_is_refused(gamma, reason):
     with pytest.raises(ValueError, match=reason):

@@ -547,16 +547,16 @@ def test_bad_input_is_refused_with_a_reason(name):
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("call", "reason"),
     [
-        quadratic(control_cost=math.nan),
-        quadratic(horizon=math.nan),
-        logarithmic(weight=math.nan),
-        lambda: quadratic(gain=0.0)().value()(0.0, torch.ones(1, 2)),
+        (quadratic(control_cost=math.nan), "control_cost must be a number, got nan"),
+        (quadratic(horizon=math.nan), "horizon must be a number, got nan"),
+        (logarithmic(weight=math.nan), "positive"),
+        (lambda: quadratic(gain=0.0)().value()(0.0, torch.ones(1, 2)), "gain"),
     ],
 )
-def test_what_is_no_positive_number_is_refused(call):
-    with pytest.raises(ValueError, match=r"positive|gain|must be a number, got \w+=nan"):
+def test_what_is_no_positive_number_is_refused(call, reason):
+    with pytest.raises(ValueError, match=reason):
         call()
 
 

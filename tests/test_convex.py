@@ -164,7 +164,7 @@ def test_a_step_that_could_have_been_longer_is_taken():
 
 
 def test_what_is_not_finite_has_not_converged():
-    with pytest.raises(ValueError, match=r"z must be finite.*first row 0"):
+    with pytest.raises(ValueError, match="z must be finite"):
         quadratic().inverse(torch.tensor([[math.nan, 0.0]]))
     broken = quadratic()
     with torch.no_grad():
@@ -235,7 +235,7 @@ BAD = {
     "a context too many": (
         lambda: potential(context_dim=0)(torch.zeros(2, 3), torch.zeros(2, 2)),
         ValueError,
-        r"y must have shape \(2, 0\)",
+        "context_dim=0",
     ),
     "a tolerance below round-off": (
         lambda: convex_map(context_dim=0, tol=1e-30).inverse(torch.ones(2, 3)),

@@ -183,9 +183,9 @@ NO_FIELDS = {
     "below zero": (torch.tensor([[0.0, 0.0, 0.0, -1e-9], 4 * [1.0]]), "1 of 2 images"),
     "nan": (
         torch.tensor([4 * [0.5], 4 * [0.5], [0.0, math.nan, 0.0, 1.0]]),
-        "must be finite, but 1 of 3 rows have NaN",
+        "image must be finite, but 1 of 3 rows have NaN",
     ),
-    "infinite": (torch.full((1, 4), math.inf), "must be finite, but 1 of 1 rows"),
+    "infinite": (torch.full((1, 4), math.inf), "1 of 1 rows have NaN"),
 }
 
 

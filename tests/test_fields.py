@@ -609,7 +609,7 @@ BAD = {
     ),
     "infinite": (
         lambda: WhiteNoise().check(torch.full((2, 4, 4), math.inf)),
-        "2 of 2 rows have NaN or inf",
+        "2 of 2 rows have NaN",
     ),
     "no square to check": (
         lambda: by_hand(WhiteNoise.check)(WhiteNoise(), torch.zeros(1, 2, 3)),

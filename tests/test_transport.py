@@ -140,7 +140,10 @@ def test_paths_can_be_saved_on_the_way(generator):
 BAD = {
     "no likelihood": ({"likelihood": 0.0, "hjb": 1.0, "steps": 4}, "likelihood=0.0"),
     "negative hjb": ({"likelihood": 1.0, "hjb": -1.0, "steps": 4}, "hjb=-1.0"),
-    "nan": ({"likelihood": math.nan, "hjb": 1.0, "steps": 4}, "likelihood=nan"),
+    "nan": (
+        {"likelihood": math.nan, "hjb": 1.0, "steps": 4},
+        "likelihood must be a number, got nan",
+    ),
     "no steps": ({"likelihood": 1.0, "hjb": 1.0, "steps": 0}, "steps must be an integer"),
 }
 

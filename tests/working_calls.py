@@ -222,7 +222,7 @@ CALLS = [
     (networks.time_smoothness, {"theta": weights, "h": 0.25}, {"theta": any_shape}),
     (networks.Control, {"start": weights, "h": 0.25, "smoothness": 1.0}, {"start": any_shape}),
     (architectures.architectures, {"gamma": 0.1}, {}),
-    (embeddings.torus_features, {"u": u}, {}),
+    (embeddings.torus_features, {"u": u}, {"u": wide}),
     # potentials
     (
         potentials.ResNetPotential,

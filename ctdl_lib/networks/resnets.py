@@ -56,8 +56,8 @@ class ResNet(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        if min(inputs, outputs, width, layers) < 1:
-            raise ValueError(f"{inputs=}, {outputs=}, {width=} and {layers=} must be at least 1")
+        if layers < 1:
+            raise ValueError(f"{layers=} must be at least 1")
         if reverse and architecture.scheme.inverse is None:
             raise ValueError(NO_INVERSE)
         self.architecture, self.reverse = architecture, reverse

@@ -44,10 +44,10 @@ class ConvexPotential(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        if min(d, width, layers) < 1:
-            raise ValueError(f"{d=}, {width=} and {layers=} must be at least 1")
+        if layers < 1:
+            raise ValueError(f"{layers=} must be at least 1")
 
-        self.d, self.context_dim = d, context_dim
+        self.d, self.context_dim = d, context_dim or None
 
         def linear(inputs: int, outputs: int, offset: float = 0.0) -> nn.Linear:
             layer = nn.Linear(inputs, outputs)
