@@ -761,3 +761,21 @@ def test_a_state_that_is_not_finite_says_when(method, bad):
 def test_a_last_step_that_is_not_finite_is_refused_too():
     with pytest.raises(IntegrationError, match="at t = 0:"):
         sample_sde(lambda t, x: x / 0, lambda: torch.ones(2, 1), SCHEDULE, steps=1)
+
+
+@pytest.mark.parametrize(("first", "low", "high"), [(1e-3, 0.05, 0.2), (1e-5, 0.0, 1e-3)])
+def test_the_likelihood_of_a_narrow_law_is_resolved_by_the_first_time(first, low, high):
+    schedule, std = Schedule(), 0.01
+
+    class Exact(nn.Module):
+        """The denoiser of N(0, std²): η̂ = s x/(a² std² + s²)."""
+
+        def forward(self, t, x):
+            a, s = schedule.a(t)[:, None], schedule.s(t)[:, None]
+            return s * x / ((a * std) ** 2 + s**2)
+
+    score = Score(Exact(), schedule, first=first)
+    flow = Flow(ProbabilityFlow(score, schedule), 1, solver={"tol": 1e-8}, standardize=False)
+    x = std * torch.tensor([[-1.0], [0.2], [1.5]])
+    exact = torch.distributions.Normal(0.0, std).log_prob(x)[:, 0]
+    assert low <= (flow.log_prob(x) - exact).abs().max() < high
