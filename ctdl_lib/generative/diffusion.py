@@ -134,8 +134,9 @@ class Score(nn.Module):
     """The preconditioned score S(t, x) = Q∇log p_t(x) = −η̂(t, x)/s(t) of a denoiser.
 
     For t < `first`, where s is almost zero, the score at t = `first` is returned. A likelihood by
-    `ProbabilityFlow` so resolves deviations down to about s(`first`), .01 by default: with the exact
-    score of N(0, .01²), log p is off by a tenth of a nat, and by less than .001 with first=1e-5.
+    `ProbabilityFlow` so resolves deviations down to about s(`first`), .01 by default. With the
+    exact score of N(0, .01²), log p is off by a tenth of a nat, and by less than .001 with
+    first=1e-5.
     """
 
     def __init__(self, denoiser: nn.Module, schedule: Schedule, *, first: float = 1e-3):
