@@ -33,7 +33,7 @@ class Flow(TransportMap):
     `integrate` (`solver`), such as {"steps": 8} or {"tol": 1e-5}; `box` and `standardize` as in
     `TransportMap`.
 
-    A flow is trained, kept and moved as any module of torch:
+    A flow is trained, kept and moved as any module of torch::
 
         flow = Flow(ResNetPotential(d), d, solver={"steps": 8}).standardize(x_train)
         loss = lambda flow, x: flow.objective(x, steps=8, likelihood=30.0, hjb=1.0)

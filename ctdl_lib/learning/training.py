@@ -54,7 +54,7 @@ def train(
     On a device, the host waits once a step, for the numbers of its record. Checks of numbers inside
     of `loss` are put off until then. If one fails, the loss is computed again to raise its error.
 
-    The caller's loop validates, stops early and keeps the best weights:
+    The caller's loop validates, stops early and keeps the best weights::
 
         for step in train(flow, loss, batches, steps=5000):
             if step.index % 100 == 0 and (error := validate(flow)) < best:

@@ -87,7 +87,7 @@ class Potential(Conditional):
     ) -> Derivatives:
         """The value Φ, ∂ₜΦ, ∇ₓΦ and ΔₓΦ, or tr(σσᵀ∇ₓ²Φ) for a number or matrix (d, k) σ."""
 
-    def given(self: Bound, y: Float[Tensor, "batch context"]) -> Bound:
+    def given(self: Bound, y: Float[Tensor, "batch ..."]) -> Bound:
         """The potential Φ(·, ·; y), which shares the parameters and has the context y."""
         return self.bind(y)
 
