@@ -143,14 +143,16 @@ def _density_rows(e: Evidence) -> list[Row]:
         )
         for name in e.gaussian
     ]
-    spread, usual = ([c["gap"][-1] for c in e.started[name]] for name in helped.STARTS)
+    ends = {name: helped.last_gaps(curves) for name, curves in e.started.items()}
+    spread = ends.pop(helped.SPREAD)
+    best = min(ends, key=lambda name: sum(ends[name]))
     start = finding(
         "otflow.start.gap",
         f"A first layer that is spread over the data learns {helped.STARTED} faster: gap after"
         f" {helped.STEPS:,} iterations",
         ours=spread,
         criterion=below_control(),
-        control=Control("the first layer as the library draws it", usual),
+        control=Control(f"the best of three rates for the first layer {best}", ends[best]),
         unit="nats",
     )
     return [*claims, start]

@@ -81,26 +81,36 @@ def helped(store: Store, seeds: Sequence[int] = SEEDS) -> dict[str, list[dict[st
 
 
 STARTED = "2spirals"
-STARTS = {"spread over the data": 1.0, "as the library draws it": None}
+SPREAD = "spread over the data, rate 0.03"
+STARTS: dict[str, dict[str, Any]] = {  # the library's start has a search of its rate as well
+    SPREAD: {"spread": 1.0, "lr": 0.03},
+    "as the library draws it, rate 0.03": {"spread": None, "lr": 0.03},
+    "as the library draws it, rate 0.05": {"spread": None, "lr": 0.05},
+    "as the library draws it, rate 0.1": {"spread": None, "lr": 0.1},
+}
 
 
 def starts(
     store: Store, seeds: Sequence[int] = REPORTED
 ) -> dict[str, list[dict[str, list[float]]]]:
-    """The curves of the two spirals, one a seed, by how the first layer starts."""
+    """The curves of the two spirals, one a seed, by the start of the first layer and the rate."""
     smoke = store.run == "smoke"
     key = settings(STARTED, steps=STEPS)
     found = {}
-    for name, spread in STARTS.items():
-        tried = replace(key, spread=spread)
+    for i, (name, change) in enumerate(STARTS.items()):
+        tried = replace(key, **change)
 
         def compute(key: Settings = tried) -> dict[str, Any]:
             return {"rows": [curve(key, seed, smoke) for seed in seeds]}
 
         stored = asdict(tried) | {"seeds": list(seeds), "every": EVERY}
-        file = "start-spread" if spread else "start-usual"
-        found[name] = store.measure(file, stored, compute).numbers["rows"]
+        found[name] = store.measure(f"start-{i}", stored, compute).numbers["rows"]
     return found
+
+
+def last_gaps(curves: list[dict[str, list[float]]]) -> list[float]:
+    """The gaps at the end of the curves, one a seed."""
+    return [curve["gap"][-1] for curve in curves]
 
 
 def table(found: dict[str, list[dict[str, list[float]]]]) -> str:
