@@ -6,7 +6,7 @@ DEVICE  ?= auto
 export OMP_NUM_THREADS ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: book test accelerator lint format execute train bench bad-input lab clean chromium
+.PHONY: book test accelerator gpu-check lint format execute train bench bad-input lab clean chromium
 
 book: .venv/installed
 	$(BIN)/python -m machinery.chapters execute
@@ -18,6 +18,10 @@ test: .venv/installed lint chromium
 
 accelerator: .venv/installed
 	ACCELERATOR=1 $(BIN)/python -m pytest tests/test_accelerator_chapters.py --numprocesses 2 --durations 0
+
+# Ten minutes on a GPU; DEVICE=cpu tries the script without one.
+gpu-check: .venv/installed
+	$(BIN)/python tests/gpu_check.py --device $(subst auto,cuda,$(DEVICE))
 
 lint: .venv/installed
 	$(BIN)/ruff check

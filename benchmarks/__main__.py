@@ -1,38 +1,41 @@
-"""Run every benchmark of this folder on one thread and print its table."""
+"""Run the benchmarks on one thread, print their tables, and keep their rows.
 
-import platform
+Arguments are the names of benchmarks, by default all. A page of the book shows what is kept.
+"""
+
+import importlib
+import sys
 
 import torch
 
-from . import (
-    control,
-    inference,
-    integrators,
-    lotka_volterra,
-    mitigation,
-    operators,
-    potentials,
-    resnet,
-    spiral,
+from machinery.benchmarking import keep, markdown
+
+NAMES = (
+    "potentials",
+    "control",
+    "integrators",
+    "resnet",
+    "spiral",
+    "inference",
+    "operators",
+    "lotka_volterra",
+    "mitigation",
 )
 
-if __name__ == "__main__":
+
+def main(names: list[str]) -> None:
+    unknown = set(names) - set(NAMES)
+    if unknown:
+        sys.exit(f"there is no benchmark {sorted(unknown)}: choose from {', '.join(NAMES)}")
     torch.set_num_threads(1)
-    print(
-        f"torch {torch.__version__}, {platform.machine()}, one thread; best of interleaved runs\n"
-    )
-    for benchmark in (
-        resnet,
-        integrators,
-        spiral,
-        potentials,
-        lotka_volterra,
-        inference,
-        operators,
-        control,
-        mitigation,
-    ):
-        print(benchmark.__doc__)
-        for row in benchmark.rows():
-            print("  " + row)
-        print()
+    for name in names or NAMES:
+        module = importlib.import_module(f"benchmarks.{name}")
+        title = (module.__doc__ or name).strip().splitlines()[0].rstrip(".")
+        print(f"\n{title}", flush=True)
+        rows = list(module.rows())
+        print("\n".join(markdown(rows)), flush=True)
+        keep(name, title, rows)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -12,7 +12,7 @@ from ctdl_lib.potentials import PinnedPotential, Potential, ResNetPotential
 from ctdl_lib.problems.control import obstacle
 from ctdl_lib.problems.vehicles import Quadcopter
 from experiments.stochastic_control.radial import LogarithmicTarget
-from machinery.instruments import interleaved_times
+from machinery.benchmarking import Floor, Row, compare
 
 # The networks, batches, steps and weights of li2024neural.
 SIX = ("bsde", "terminal", "terminal_gradient", "hjb", "cost", "initial")
@@ -67,8 +67,7 @@ def one_by_one(problem: ControlProblem, phi: Potential, x: Tensor, dW: Tensor) -
     }
 
 
-def rows() -> Iterator[str]:
-    """For each problem: milliseconds per step, forward and backward, and the ratio."""
+def rows() -> Iterator[Row]:
     for name, (batch, steps, values) in CASES.items():
         problem, phi, start = problem_and_network(name)
         weights = dict(zip(SIX, values, strict=True))
@@ -83,9 +82,29 @@ def rows() -> Iterator[str]:
             terms = one_by_one(problem, phi, x, dW)
             torch.stack([weights[key] * term for key, term in terms.items()]).sum().backward()
 
-        times = interleaved_times({"ours": ours, "one by one": plain}, rounds=5)
-        ratio = times["one by one"] / times["ours"]
-        yield (
-            f"{name:10s} {batch:3d} paths, {steps:3d} steps: ours {1e3 * times['ours']:6.1f} ms,"
-            f" one by one {1e3 * times['one by one']:6.1f} ms, ratio {ratio:.1f}"
+        case = f"{name}, {batch} paths, {steps} steps"
+        runs = {"ours": ours, "one time after another": plain}
+        yield from compare(
+            case, runs, floor=products(phi, batch, steps, weights["hjb"] > 0), rounds=7
         )
+
+
+def products(phi: Potential, batch: int, steps: int, with_trace: bool) -> Floor:
+    """The products of the paths and the penalties, and those of the sweep of the Jacobian.
+
+    With two layers, a gradient takes one product forward and one backward, and the derivative of
+    both takes twice as many. The sweep takes one forward and two backward.
+    """
+    net = next(part for part in phi.modules() if isinstance(part, ResNetPotential))
+    width, d, nodes = len(net.w), net.d, steps + 1
+    K, u = torch.randn(width, width), torch.randn(width, batch)
+    J = torch.randn(width, batch * d)
+    swept = 3 * len(net.K) if with_trace else 0
+
+    def run() -> None:
+        for _ in range(6 * len(net.K) * 2):
+            torch.mm(K, u)
+        for _ in range(swept):
+            torch.mm(K, J)
+
+    return Floor("products", run, nodes)

@@ -9,27 +9,25 @@ from torch import Tensor, nn
 from ctdl_lib.generative import ConvexMap, Flow, flow_matching, ot_flow
 from ctdl_lib.networks import MLP
 from ctdl_lib.potentials import ConvexPotential, ResNetPotential
-from machinery.instruments import interleaved_times
+from machinery.benchmarking import Row, compare
+
+Contenders = dict[str, tuple[nn.Module, Callable[[], object]]]
 
 D, CONTEXT = 4, 9  # parameters and statistics of the stochastic Lotka–Volterra problem
 WIDTH, BATCH, STEPS, DRAWS = 128, 256, 8, 2000
 
 
-def rows() -> Iterator[str]:
-    yield from described(f"training step, batch={BATCH}", training(), rounds=10)
-    yield from described(f"{DRAWS} samples for one y", sampling(), rounds=5)
+def rows() -> Iterator[Row]:
+    yield from compare(f"training step, batch {BATCH}", named(training()))
+    yield from compare(f"{DRAWS} samples for one y", named(sampling()))
 
 
-def described(what: str, contenders: dict, rounds: int) -> Iterator[str]:
-    """One row per contender, with the ratio of its time to that of the first."""
-    times = interleaved_times({name: run for name, (_, run) in contenders.items()}, rounds=rounds)
-    ours = next(iter(times.values()))
-    for name, (model, _) in contenders.items():
-        size = sum(parameter.numel() for parameter in model.parameters())
-        yield (
-            f"{what}: {name:<19}{size:>6} parameters {1e3 * times[name]:8.2f} ms,"
-            f" ratio {times[name] / ours:.2g}"
-        )
+def named(contenders: Contenders) -> dict[str, Callable[[], object]]:
+    """The runs by name, with the size of each model in its name."""
+    sizes = {
+        name: sum(p.numel() for p in model.parameters()) for name, (model, _) in contenders.items()
+    }
+    return {f"{name}, {sizes[name]:,} weights": run for name, (_, run) in contenders.items()}
 
 
 def cot_potential() -> ResNetPotential:
@@ -53,7 +51,7 @@ def spline_flow() -> zuko.flows.NSF:
     return zuko.flows.NSF(D, CONTEXT, transforms=5, hidden_features=(64, 64))
 
 
-def training() -> dict[str, tuple[nn.Module, Callable[[], None]]]:
+def training() -> Contenders:
     """One gradient of the loss of each contender; the optimizer, the same for all, is left out."""
     x, y, z, t = data(BATCH)
     phi, pcp, velocity = cot_potential(), pcp_map(), matched_velocity()
@@ -85,7 +83,7 @@ def gradient(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]
     return run
 
 
-def sampling() -> dict[str, tuple[nn.Module, Callable[[], object]]]:
+def sampling() -> Contenders:
     """Samples of untrained maps; after training, adaptive solvers take more steps than here."""
     y = data(1)[1]
     generator = torch.Generator().manual_seed(1)

@@ -7,7 +7,7 @@ from torch import nn
 from torchdiffeq import odeint, odeint_adjoint
 
 from ctdl_lib.dynamics import integrate
-from machinery.instruments import interleaved_times, retained_bytes
+from machinery.benchmarking import Row, compare
 
 SIZES = [(2, 32, 64), (2, 64, 512), (64, 256, 256)]
 
@@ -25,23 +25,10 @@ class Field(nn.Module):
         return self.layers(x)
 
 
-def rows() -> Iterator[str]:
+def rows() -> Iterator[Row]:
     for d, width, batch in SIZES:
-        times = interleaved_times(contenders(d, width, batch), rounds=5)
-        ours = times["through"]
-        ratios = ", ".join(f"{name} {seconds / ours:.2f}" for name, seconds in times.items())
-        kept = retained(d, width, batch)
-        yield f"d={d:<3} width={width:<4} batch={batch:<4} {1e3 * ours:7.1f} ms; ratios: {ratios}"
-        yield f"{'':28} bytes kept by through over recompute: {kept:.0f}"
-
-
-def retained(d: int, width: int, batch: int) -> float:
-    field, x = Field(d, width), torch.randn(batch, d)
-
-    def kept(backprop):
-        return retained_bytes(lambda: integrate(field, x, 0.0, 1.0, steps=16, backprop=backprop))
-
-    return kept("through") / kept("recompute")
+        case = f"d = {d}, width {width}, batch {batch}"
+        yield from compare(case, contenders(d, width, batch))
 
 
 def contenders(d: int, width: int, batch: int):
@@ -63,11 +50,11 @@ def contenders(d: int, width: int, batch: int):
     grid = {"grid_constructor": lambda f, y, t: times}
     ends = times[[0, -1]]
     return {
-        "through": ours("through"),
-        "recompute": ours("recompute"),
-        "adjoint": ours("adjoint"),
-        "torchdiffeq": step(lambda: odeint(field, x, ends, method="rk4", options=grid)[-1]),
-        "torchdiffeq adjoint": step(
+        "ours, through": ours("through"),
+        "ours, recompute": ours("recompute"),
+        "ours, adjoint": ours("adjoint"),
+        "torchdiffeq rk4": step(lambda: odeint(field, x, ends, method="rk4", options=grid)[-1]),
+        "torchdiffeq rk4, adjoint": step(
             lambda: odeint_adjoint(
                 field,
                 x,

@@ -2,7 +2,6 @@
 
 import math
 import random
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -15,26 +14,27 @@ from experiments.simulation_based_inference.lotka_volterra import (
     StochasticLotkaVolterra,
     statistics,
 )
-from machinery.instruments import interleaved_times
+from machinery.benchmarking import Row, compare
 
 CHANGES = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
 PROBLEM = StochasticLotkaVolterra()
 FEW = 4  # simulations at θ* by a simple loop; times are per simulation
 
 
-def rows() -> Iterator[str]:
-    yield compared("oscillations", log_theta(0))
-    yield compared("extinction", log_theta(1))
-    yield compared("prior", PROBLEM.prior.sample(16, torch.Generator().manual_seed(1)).double())
-    yield campaign(50_000)
-    yield summaries(5000)
+def rows() -> Iterator[Row]:
+    yield from compared("oscillations", log_theta(0))
+    yield from compared("extinction", log_theta(1))
+    prior = PROBLEM.prior.sample(16, torch.Generator().manual_seed(1)).double()
+    yield from compared("parameters of the prior", prior)
+    yield from summaries(5000)
+    yield from campaign(50_000)
 
 
 def log_theta(index: int, n: int = FEW) -> Tensor:
     return torch.tensor(THETA[index], dtype=torch.float64).log().expand(n, 4)
 
 
-def compared(what: str, x: Tensor) -> str:
+def compared(what: str, x: Tensor) -> list[Row]:
     """The time of one simulation and its statistics, as a mean over the same few parameters.
 
     The contenders draw different random numbers but have about the same number of reactions. The
@@ -47,15 +47,10 @@ def compared(what: str, x: Tensor) -> str:
         "NumPy loop": plainly(numpy_path, x),
         "Python loop": plainly(python_path, x),
     }
-    times = interleaved_times(contenders, rounds=3)
-    times["compiled"] /= often
-    ours, *others = (time / len(x) for time in times.values())
-    slower = ", ".join(
-        f"{name} {1e3 * time:.1f} ms ({time / ours:.0f} times)"
-        for name, time in zip(list(times)[1:], others, strict=True)
-    )
     reactions = PROBLEM.paths(many, seeds(len(many), 0)).reactions.double().mean()
-    return f"{what:<13}{reactions:5.0f} reactions: compiled {1e6 * ours:.1f} µs, {slower}"
+    work = {name: len(many) if name == "compiled" else len(x) for name in contenders}
+    case = f"a simulation, {what}, {reactions:.0f} reactions"
+    return compare(case, contenders, rounds=3, work=work)
 
 
 def plainly(path: Callable, x: Tensor) -> Callable[[], None]:
@@ -133,37 +128,19 @@ def numpy_statistics(path: np.ndarray) -> list[float]:
     return [*found, (Z[:, 0] * Z[:, 1]).mean()]
 
 
-def campaign(n: int) -> str:
+def campaign(n: int) -> list[Row]:
     x = PROBLEM.prior.sample(n, torch.Generator().manual_seed(0)).double()
     wanted = seeds(n, 0)
-    PROBLEM.simulate(x[:1], wanted[:1])
-    started = time.perf_counter()
-    completed = PROBLEM.simulate(x, wanted).completed.double()
-    passed = time.perf_counter() - started
-    reactions = int(sum(PROBLEM.paths(*part).reactions.sum() for part in parts(x, wanted)))
-    share = 1 - float(completed.mean())
-    error = math.sqrt(share * (1 - share) / n)
-    return (
-        f"{n} simulations at the prior, one after the other: {passed:.2f} s,"
-        f" {1e9 * passed / reactions:.1f} ns per reaction; {share:.2%} ± {error:.2%} not completed"
-    )
+    run = {"compiled": lambda: PROBLEM.simulate(x, wanted)}
+    return compare("a simulation of a campaign", run, rounds=2, work={"compiled": n})
 
 
-def parts(x: Tensor, wanted: np.ndarray, size: int = 5000):
-    """The rows in parts, because all paths at once would need too much memory."""
-    for start in range(0, len(x), size):
-        yield x[start : start + size], wanted[start : start + size]
-
-
-def summaries(n: int) -> str:
+def summaries(n: int) -> list[Row]:
     states = PROBLEM.paths(log_theta(1, n), seeds(n, 0)).states
     paths = list(states.numpy())
     contenders = {
         "compiled": lambda: statistics(states),
         "NumPy": lambda: [numpy_statistics(path) for path in paths],
     }
-    ours, other = interleaved_times(contenders, rounds=3).values()
-    return (
-        f"statistics of a path: compiled {1e6 * ours / n:.2f} µs, NumPy {1e6 * other / n:.0f} µs,"
-        f" ratio {other / ours:.0f}"
-    )
+    work = dict.fromkeys(contenders, float(n))
+    return compare("statistics of a path", contenders, rounds=3, work=work)

@@ -1,7 +1,7 @@
 """Control of a PDE: a step of a rollout, forward and backward, against dense LU and bare solves."""
 
-import time
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 from ctdl_lib.control import rollout
 from experiments.pde_control.environments import ControlEnvironment
 from experiments.pde_control.mitigation import SourceMitigation, draw_basins
-from machinery.instruments import interleaved_times
+from machinery.benchmarking import Floor, Row, compare
 
 BATCH, STEPS = 8, 25
 
@@ -34,32 +34,8 @@ def dense_cost(problem: SourceMitigation, factors: tuple[Tensor, Tensor], a: Ten
     return cost + problem.terminal_weight * 0.5 * ((u @ M) * u).sum()
 
 
-def environment_rate() -> float:
-    """Steps per second of the environment, with a new basin for each episode."""
-
-    def episode(generator: torch.Generator) -> tuple[SourceMitigation, Tensor]:
-        problem = SourceMitigation(draw_basins(1, generator))
-        return problem, problem.start
-
-    def observe(problem: Any, t: float, x: Tensor) -> np.ndarray:
-        clock = np.full((1, 17, 17), t)
-        field = x.view(1, 17, 17).numpy()
-        return np.concatenate([field, problem.images[0].numpy(), clock]).astype(np.float32)
-
-    bounds = {"low": torch.zeros(1), "high": torch.full((1,), 3.0)}
-    env = ControlEnvironment(episode, observe, steps=STEPS, **bounds)
-    best, action = float("inf"), np.zeros(1, np.float32)
-    for k in range(40):
-        began, terminated = time.perf_counter(), False
-        env.reset(seed=k)
-        while not terminated:
-            terminated = env.step(action)[2]
-        best = min(best, time.perf_counter() - began)
-    return STEPS / best
-
-
-def rows() -> Iterator[str]:
-    """For two meshes: milliseconds per step, forward and backward, and their ratios."""
+def rows() -> Iterator[Row]:
+    """For two meshes: the steps of a rollout, forward and backward."""
     for nodes in (17, 33):
         generator = torch.Generator().manual_seed(0)
         problem = SourceMitigation(draw_basins(BATCH, generator), nodes=nodes)
@@ -77,11 +53,32 @@ def rows() -> Iterator[str]:
             for k in range(2 * STEPS):
                 systems._solve(b, k >= STEPS)
 
-        times = interleaved_times({"ours": ours, "dense": dense, "solves": solves}, rounds=10)
-        ms = {name: 1e3 * seconds / STEPS for name, seconds in times.items()}
-        yield (
-            f"{BATCH} basins, {nodes}² nodes, a step, both passes: ours {ms['ours']:.2f} ms,"
-            f" dense LU {ms['dense']:.2f} ms (ratio {ms['dense'] / ms['ours']:.1f}), bare solves"
-            f" {ms['solves']:.2f} ms (ratio {ms['ours'] / ms['solves']:.1f})"
-        )
-    yield f"environment: {environment_rate():.0f} steps per second, new basins included"
+        case = f"{BATCH} basins, {nodes}² nodes, {STEPS} steps and their gradient"
+        runs = {"ours": ours, "dense LU": dense}
+        yield from compare(case, runs, floor=Floor("bare solves", solves))
+    yield from compare(f"an episode of the environment, {STEPS} steps", {"ours": environment()})
+
+
+def environment() -> Callable[[], None]:
+    """An episode of the environment, with a new basin."""
+
+    def episode(generator: torch.Generator) -> tuple[SourceMitigation, Tensor]:
+        problem = SourceMitigation(draw_basins(1, generator))
+        return problem, problem.start
+
+    def observe(problem: Any, t: float, x: Tensor) -> np.ndarray:
+        clock = np.full((1, 17, 17), t)
+        field = x.view(1, 17, 17).numpy()
+        return np.concatenate([field, problem.images[0].numpy(), clock]).astype(np.float32)
+
+    bounds = {"low": torch.zeros(1), "high": torch.full((1,), 3.0)}
+    env = ControlEnvironment(episode, observe, steps=STEPS, **bounds)
+    action, seeds = np.zeros(1, np.float32), itertools.count()
+
+    def run() -> None:
+        terminated = False
+        env.reset(seed=next(seeds))
+        while not terminated:
+            terminated = env.step(action)[2]
+
+    return run

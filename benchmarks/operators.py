@@ -1,4 +1,4 @@
-"""The Fourier neural operator against full FFTs, neuralop, and the peak rates of the machine."""
+"""The Fourier neural operator against full FFTs, and against neuralop where it is installed."""
 
 import importlib
 import math
@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from ctdl_lib.generative import Denoiser, Laplacian, Schedule, Score, sample_sde
 from ctdl_lib.networks import FNO, time_features
-from machinery.instruments import interleaved_times, moved_bytes
+from machinery.benchmarking import Floor, Row, compare
+from machinery.instruments import moved_bytes
 
 SIZES = [(28, 10, 16, 32), (28, 12, 24, 32), (56, 10, 16, 32), (32, 12, 32, 32)]
 
@@ -55,20 +56,15 @@ def _pointwise(u: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
     return functional.conv2d(u, W[..., None, None], b)
 
 
-def rows() -> Iterator[str]:
-    try:
-        importlib.import_module("neuralop.models")
-    except ModuleNotFoundError as error:
-        yield (
-            f"neuralop is left out ({error}): pip install --no-deps neuraloperator tensorly"
-            " tensorly-torch opt-einsum"
-        )
-    else:
-        yield "neuralop: n_modes (2·modes − 1, 2·modes − 1), its defaults, the time as a channel"
+def rows() -> Iterator[Row]:
     for size in SIZES:
-        yield training(*size)
-    yield sampling(28, 10, 16, 16)
-    yield layer(28, 10, 16, 32)
+        yield from training(*size)
+    yield from sampling(28, 10, 16, 16)
+    yield from layer(28, 10, 16, 32)
+
+
+def named(n: int, modes: int, width: int, batch: int, what: str) -> str:
+    return f"{what}; {n}² pixels, {modes} modes, width {width}, batch {batch}"
 
 
 def example(n: int, modes: int, width: int, batch: int) -> tuple[FNO, Tensor, Tensor]:
@@ -78,7 +74,7 @@ def example(n: int, modes: int, width: int, batch: int) -> tuple[FNO, Tensor, Te
     return net, torch.rand(batch, generator=generator), u
 
 
-def training(n: int, modes: int, width: int, batch: int) -> str:
+def training(n: int, modes: int, width: int, batch: int) -> list[Row]:
     net, t, u = example(n, modes, width, batch)
     plain = PlainFNO(net)
     assert torch.allclose(net(t, u), plain(t, u), atol=1e-4)
@@ -90,13 +86,7 @@ def training(n: int, modes: int, width: int, batch: int) -> str:
     runs = {"ours": partial(step, net), "plain": partial(step, plain)} | neuralop(
         modes, width, t, u
     )
-    times = interleaved_times(runs, rounds=8)
-    ours = times.pop("ours")
-    shown = ", ".join(f"{k} {1e3 * v / batch:.2f} ms ({v / ours:.1f} ×)" for k, v in times.items())
-    return (
-        f"n={n} modes={modes} width={width} batch={batch}: training step per image, ours"
-        f" {1e3 * ours / batch:.2f} ms, {shown}"
-    )
+    return compare(named(n, modes, width, batch, "training step"), runs)
 
 
 def neuralop(modes: int, width: int, t: Tensor, u: Tensor) -> dict:
@@ -104,7 +94,7 @@ def neuralop(modes: int, width: int, t: Tensor, u: Tensor) -> dict:
     try:
         models = importlib.import_module("neuralop.models")
     except ModuleNotFoundError:
-        return {}  # the first row says so
+        return {}
     # neuralop counts modes of both signs and keeps total // 2 + 1 = modes along the last axis
     total = 2 * modes - 1
     peer = models.FNO((total, total), 2, 1, width, n_layers=4)
@@ -117,7 +107,7 @@ def neuralop(modes: int, width: int, t: Tensor, u: Tensor) -> dict:
     return {"neuralop": step}
 
 
-def sampling(n: int, modes: int, width: int, batch: int) -> str:
+def sampling(n: int, modes: int, width: int, batch: int) -> list[Row]:
     net, _, _ = example(n, modes, width, batch)
     schedule, Q, steps = Schedule(), Laplacian(1.1).normalized(n), 5
     generator = torch.Generator().manual_seed(1)
@@ -126,37 +116,18 @@ def sampling(n: int, modes: int, width: int, batch: int) -> str:
         score = Score(Denoiser(network, std=1.0, schedule=schedule), schedule)
         sample_sde(score, lambda: Q.sample(batch, n, generator), schedule, steps=steps)
 
-    times = interleaved_times({"ours": partial(run, net), "plain": partial(run, PlainFNO(net))})
-    each = {name: 1e3 * seconds / batch / steps for name, seconds in times.items()}
-    return (
-        f"n={n} modes={modes} width={width} batch={batch}: sampling per image and step, ours"
-        f" {each['ours']:.2f} ms, plain {each['plain']:.2f} ms, ratio"
-        f" {each['plain'] / each['ours']:.1f}"
-    )
+    runs = {"ours": partial(run, net), "plain": partial(run, PlainFNO(net))}
+    return compare(named(n, modes, width, batch, f"samples in {steps} steps"), runs)
 
 
 @torch.no_grad()
-def layer(n: int, modes: int, width: int, batch: int) -> str:
-    """One spectral layer against a copy of its bytes, and its operations in a matrix product."""
+def layer(n: int, modes: int, width: int, batch: int) -> list[Row]:
+    """One spectral layer; the floor is a copy of the bytes that its operations read and write."""
     net, _, _ = example(n, modes, width, batch)
-    m, columns = modes, batch * width
     u = torch.randn(n, n, batch, width)
     channels_first = u.permute(2, 3, 0, 1).contiguous()
     moved = moved_bytes(lambda: net.K[0](u))
-    flops = 2 * columns * (2 * (2 * m) * n * n + 2 * (4 * m) * (2 * n) * m + 8 * m * m * width)
     source, target = torch.randn(moved // 8), torch.empty(moved // 8)
-    A, B = torch.randn(2 * m, n), torch.randn(n, n * columns)
-    runs = {
-        "ours": lambda: net.K[0](u),
-        "plain": lambda: plain_conv(net.K[0], channels_first),
-        "copy": lambda: target.copy_(source),
-        "product": lambda: A @ B,
-    }
-    times = interleaved_times(runs, rounds=30)
-    rate = 2 * A.numel() * B.shape[1] / times["product"]
-    return (
-        f"n={n} modes={modes} width={width} batch={batch}: one layer {1e3 * times['ours']:.2f} ms,"
-        f" plain {1e3 * times['plain']:.2f} ms; its {moved / 1e6:.1f} MB copied"
-        f" {1e3 * times['copy']:.2f} ms, its {flops / 1e6:.0f} Mflop at {rate / 1e9:.0f} Gflop/s"
-        f" {1e3 * flops / rate:.2f} ms"
-    )
+    runs = {"ours": lambda: net.K[0](u), "plain": lambda: plain_conv(net.K[0], channels_first)}
+    copied = Floor(f"copy of {moved / 1e6:.0f} MB", lambda: target.copy_(source))
+    return compare(named(n, modes, width, batch, "one layer"), runs, floor=copied, rounds=30)

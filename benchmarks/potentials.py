@@ -1,17 +1,22 @@
-"""The closed-form potential against torch.func, a simple implementation, and matrix products."""
+"""Potentials of OT-Flow: closed forms against automatic differentiation and plain formulas."""
 
+import shutil
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._inductor.exc import InductorError
 
 from ctdl_lib.dynamics import integrate
-from ctdl_lib.potentials import AutodiffPotential, Derivatives, Potential, ResNetPotential
-from machinery.instruments import interleaved_times
+from ctdl_lib.generative import ot_flow
+from ctdl_lib.potentials import AutodiffPotential, Derivatives, Gradient, Potential, ResNetPotential
+from machinery.benchmarking import Floor, Row, compare
 
-SIZES = [(2, 32, 1024), (13, 128, 256), (43, 256, 64)]
+Runs = dict[str, Callable[[], object]]
+
+EVALUATIONS = [(2, 32, 1024), (13, 128, 256), (43, 256, 64)]
 TRAINING = [(2, 32, 2048), (13, 128, 256), (43, 256, 64)]
+WIDE = (784, 64, 128)
 STEPS, STAGES = 8, 4
 
 
@@ -26,16 +31,23 @@ class AsNet(nn.Module):
         return self.phi(t, x)
 
 
-class PlainPotential(nn.Module):
+class PlainPotential(Potential):
     """A simple implementation of the formulas of `ResNetPotential`, with J (batch, width, d)."""
 
     def __init__(self, phi: ResNetPotential):
         super().__init__()
-        self.phi = phi
+        self.phi, self.d = phi, phi.d
 
-    def derivatives(self, t: float, x: Tensor) -> Derivatives:
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return self.phi(t, x)
+
+    def gradient(self, t: Any, x: Tensor) -> Gradient:
+        return Gradient(*self.derivatives(t, x)[:3])
+
+    def derivatives(self, t: Any, x: Tensor, sigma: Any = None) -> Derivatives:
+        assert sigma is None
         phi, d, h = self.phi, self.phi.d, self.phi.h
-        s = torch.cat([x, torch.full_like(x[:, :1], t)], dim=1)
+        s = torch.cat([x, t * torch.ones_like(x[:, :1])], dim=1)
         a = s @ phi.K0.T + phi.b0
         u, slopes = log_2_cosh(a), [torch.tanh(a)]
         for K, b in zip(phi.K, phi.b, strict=True):
@@ -56,29 +68,27 @@ class PlainPotential(nn.Module):
         return Derivatives(value, ds[:, d], ds[:, :d], trace)
 
 
+def has_compiler() -> bool:
+    return any(map(shutil.which, ("c++", "g++", "clang++")))
+
+
 def log_2_cosh(a: Tensor) -> Tensor:
     return a.abs() + torch.log1p(torch.exp(-2 * a.abs()))
 
 
-def rows() -> Iterator[str]:
-    for size in SIZES:
-        yield described(size, "derivatives and gradient", evaluation(*size), rounds=5)
+def rows() -> Iterator[Row]:
+    for size in EVALUATIONS:
+        yield from compare(named(size, "second derivatives and their gradient"), evaluation(*size))
     for size in TRAINING:
-        yield described(size, "training step", training(*size), rounds=5)
-    yield gemm_share(43, 256, 64)
-    yield described((13, 128, 256), "evaluation", sampling(13, 128, 256), rounds=50)
-    yield described((784, 64, 128), "exact trace", traces(784, 64, 128), rounds=5)
-    yield from compiled(2, 32, 2048)
+        yield from training(*size)
+    for size in TRAINING:
+        yield from sampling(*size)
+    yield from compare(named(WIDE, "exact trace and its gradient"), traces(*WIDE))
 
 
-def described(size, what: str, contenders, rounds: int) -> str:
-    times = interleaved_times(contenders, rounds=rounds)
-    (ours, time), (other, slower) = times.items()
+def named(size: tuple[int, int, int], what: str) -> str:
     d, width, batch = size
-    return (
-        f"d={d:<3} width={width:<4} batch={batch:<5}{what}: {ours} {1e3 * time:.2f} ms,"
-        f" {other} {1e3 * slower:.2f} ms, ratio {slower / time:.1f}"
-    )
+    return f"{what}; d = {d}, width {width}, batch {batch}"
 
 
 def example(d: int, width: int, batch: int) -> tuple[ResNetPotential, Tensor]:
@@ -87,7 +97,7 @@ def example(d: int, width: int, batch: int) -> tuple[ResNetPotential, Tensor]:
     return phi, torch.randn(batch, d, generator=generator)
 
 
-def evaluation(d: int, width: int, batch: int):
+def evaluation(d: int, width: int, batch: int) -> Runs:
     phi, x = example(d, width, batch)
 
     def step(potential: Potential):
@@ -98,84 +108,89 @@ def evaluation(d: int, width: int, batch: int):
 
         return run
 
-    return {"closed form": step(phi), "autodiff": step(AutodiffPotential(AsNet(phi)))}
+    return {"ours": step(phi), "autodiff": step(AutodiffPotential(AsNet(phi)))}
 
 
-def training(d: int, width: int, batch: int):
-    phi, x = example(d, width, batch)
-    return {"ours": training_step(phi, x), "plain": training_step(PlainPotential(phi), x)}
+def training(d: int, width: int, batch: int) -> list[Row]:
+    """A training step of OT-Flow against the plain formulas, and both compiled as a whole.
 
-
-def training_step(potential, x: Tensor) -> Callable[[], None]:
-    """One gradient of the loss of a continuous normalizing flow with the velocity −∇Φ."""
-
-    def rates(t, state):
-        _, dt, dx, laplacian = potential.derivatives(t, state[0])
-        kinetic = 0.5 * dx.square().sum(-1)
-        return -dx, -laplacian, kinetic, (dt - kinetic).abs()
-
-    def run():
-        potential.zero_grad()
-        zeros = x.new_zeros(len(x))
-        end, *others = integrate(rates, (x, zeros, zeros, zeros), 0.0, 1.0, steps=STEPS)
-        log_det, cost, residual = others
-        (0.5 * end.square().sum(-1) - log_det + cost + residual).mean().backward()
-
-    return run
-
-
-def gemm_share(d: int, width: int, batch: int) -> str:
-    """The training step against the matrix products of its Jacobian sweep alone."""
-    phi, x = example(d, width, batch)
-    J = torch.randn(width, d * batch)
-    K, out = torch.randn(width, width), torch.empty_like(J)
-    contenders = {"step": training_step(phi, x), "gemm": lambda: torch.mm(K, J, out=out)}
-    times = interleaved_times(contenders, rounds=10)
-    floor = 3 * STAGES * STEPS * times["gemm"]
-    rate = 2 * width**2 * d * batch / times["gemm"]
-    return (
-        f"d={d:<3} width={width:<4} batch={batch:<5}training step: its sweep alone"
-        f" {1e3 * floor:.0f} ms at {rate / 1e9:.0f} GFlop/s, share {floor / times['step']:.0%}"
-    )
-
-
-def sampling(d: int, width: int, batch: int):
-    phi, x = example(d, width, batch)
-
-    def without_graph(what):
-        return torch.no_grad()(lambda: what(0.5, x))
-
-    return {"gradient": without_graph(phi.gradient), "derivatives": without_graph(phi.derivatives)}
-
-
-def traces(d: int, width: int, batch: int):
-    """The exact trace for d > width, from the columns of a factor of M Mᵀ or from all d columns."""
-    phi, x = example(d, width, batch)
-    return {"closed form": step_of(phi, x), "sweep": step_of(PlainPotential(phi), x)}
-
-
-def step_of(potential, x: Tensor) -> Callable[[], None]:
-    def run():
-        potential.zero_grad()
-        potential.derivatives(0.5, x).laplacian.mean().backward()
-
-    return run
-
-
-def compiled(d: int, width: int, batch: int) -> Iterator[str]:
-    """The simple formulas with torch.compile, which ctdl_lib avoids: it needs a C++ compiler."""
+    The floor are the products of the sweep of the Jacobian: one forward and two backward.
+    """
     phi, x = example(d, width, batch)
     plain = PlainPotential(phi)
-    run = step_of(phi, x), step_of(plain, x)
-    fused = PlainPotential(phi)
-    fused.derivatives = torch.compile(plain.derivatives)
-    try:
-        step_of(fused, x)()
-    except InductorError as error:
-        yield f"torch.compile is left out: {str(error).splitlines()[0]}"
-        return
-    times = interleaved_times(
-        {"ours": run[0], "plain": run[1], "plain compiled": step_of(fused, x)}, rounds=20
-    )
-    found = ", ".join(f"{name} {1e3 * time:.2f} ms" for name, time in times.items())
-    yield f"d={d:<3} width={width:<4} batch={batch:<5}trace and its gradient: {found}"
+    J = torch.randn(width, d * batch)
+    K, out = torch.randn(width, width), torch.empty_like(J)
+    products = Floor("products", lambda: torch.mm(K, J, out=out), 3 * STAGES * STEPS)
+    runs = {"ours": step_of(phi, x), "plain": step_of(plain, x)} | compiled(phi, plain, x)
+    case = named((d, width, batch), f"OT-Flow, a training step of {STEPS} RK4 steps")
+    return compare(case, runs, floor=products)
+
+
+def compiled(phi: ResNetPotential, plain: "PlainPotential", x: Tensor) -> Runs:
+    """Both losses in one graph of `torch.compile`, where there is a C++ compiler."""
+    if not has_compiler():
+        return {}
+    loss = torch.compile(ot_flow_loss, fullgraph=True, dynamic=False)
+    return {"ours, compiled": step_of(phi, x, loss), "plain, compiled": step_of(plain, x, loss)}
+
+
+def ot_flow_loss(potential: Potential, x: Tensor) -> Tensor:
+    terms = ot_flow(potential, x, steps=STEPS, likelihood=1.0, hjb=1.0)
+    return torch.stack(list(terms.values())).sum()
+
+
+def step_of(potential: Any, x: Tensor, loss: Callable = ot_flow_loss) -> Callable[[], None]:
+    def run():
+        potential.zero_grad()
+        loss(potential, x).backward()
+
+    return run
+
+
+def sampling(d: int, width: int, batch: int) -> list[Row]:
+    """Samples against the plain formulas, which integrate the log density and the costs as well.
+
+    The floor are the products of the layers, one forward and one backward.
+    """
+    phi, z = example(d, width, batch)
+    plain = PlainPotential(phi)
+
+    def ours(potential: Potential, z: Tensor) -> Tensor:
+        return integrate(lambda t, x: -potential.gradient(t, x).dx, z, 1.0, 0.0, steps=STEPS)
+
+    def with_costs(potential: Any, z: Tensor) -> Tensor:
+        def rates(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            _, dt, dx, laplacian = potential.derivatives(t, state[0])
+            kinetic = 0.5 * dx.square().sum(-1)
+            return -dx, -laplacian, kinetic, (dt - kinetic).abs()
+
+        zeros = z.new_zeros(len(z))
+        return integrate(rates, (z, zeros, zeros, zeros), 1.0, 0.0, steps=STEPS)[0]
+
+    runs: Runs = {
+        "ours": lambda: ours(phi, z),
+        "plain, with costs": lambda: with_costs(plain, z),
+        "ours, with costs": lambda: with_costs(phi, z),
+    }
+    if has_compiler():
+        fused = torch.compile(ours, fullgraph=True, dynamic=False)
+        runs["ours, compiled"] = lambda: fused(phi, z)
+    u, K, s, K0 = z.new_ones(width, batch), phi.K[0], z.new_ones(d + 1, batch), phi.K0
+
+    def products() -> None:
+        for A, b in ((K0, s), (K, u), (K.T, u), (K0.T, u)):
+            torch.mm(A, b)
+
+    case = named((d, width, batch), f"OT-Flow, samples by {STEPS} RK4 steps")
+    with torch.no_grad():
+        return compare(case, runs, floor=Floor("products", products, STAGES * STEPS))
+
+
+def traces(d: int, width: int, batch: int) -> Runs:
+    """The exact trace for d > width, from the columns of a factor of M Mᵀ or from all d columns."""
+    phi, x = example(d, width, batch)
+
+    def trace(potential: Any, x: Tensor) -> Tensor:
+        return potential.derivatives(0.5, x).laplacian.mean()
+
+    return {"ours": step_of(phi, x, trace), "plain": step_of(PlainPotential(phi), x, trace)}

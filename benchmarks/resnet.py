@@ -5,19 +5,15 @@ from collections.abc import Iterator
 import torch
 
 from ctdl_lib.networks import ResNet
-from machinery.instruments import interleaved_times
+from machinery.benchmarking import Row, compare
 
 SIZES = [(16, 2, 1000), (64, 4, 512), (1024, 4, 512), (64, 16, 1000)]
 
 
-def rows() -> Iterator[str]:
+def rows() -> Iterator[Row]:
     for layers, width, batch in SIZES:
-        times = interleaved_times(contenders(layers, width, batch))
-        ours, theirs = 1e3 * times["by hand"], 1e3 * times["autograd"]
-        yield (
-            f"N={layers:<5} width={width:<3} batch={batch:<5} by hand {ours:7.2f} ms,"
-            f" autograd {theirs:7.2f} ms, ratio {theirs / ours:.2f}"
-        )
+        case = f"{layers} layers, width {width}, batch {batch}"
+        yield from compare(case, contenders(layers, width, batch))
 
 
 def contenders(layers: int, width: int, batch: int):
@@ -36,4 +32,4 @@ def contenders(layers: int, width: int, batch: int):
             u = torch.add(u, torch.tanh(torch.addmm(b, u, K.T)), alpha=net.h)
         (u @ net.K_out.T + net.b_out).square().mean().backward()
 
-    return {"by hand": by_hand, "autograd": autograd}
+    return {"ours": by_hand, "autograd": autograd}

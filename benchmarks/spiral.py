@@ -9,7 +9,7 @@ from torchdiffeq import odeint, odeint_adjoint
 from ctdl_lib.dynamics import integrate
 from ctdl_lib.networks import MLP
 from experiments.neural_odes.problems import observe, spiral_velocity
-from machinery.instruments import interleaved_times
+from machinery.benchmarking import Row, compare
 
 STEPS = 15
 TIMES = torch.linspace(0.05, 1.5, 30)
@@ -27,15 +27,16 @@ class Cubed(torch.nn.Module):
         return self.net(t, x**3)
 
 
-def rows() -> Iterator[str]:
+def rows() -> Iterator[Row]:
     field, runs = contenders()
-    times, exact = interleaved_times(runs, rounds=10), reference()
-    ours = times["RK4 through"]
-    for name, run in runs.items():
-        run()
-        error = (gradient(field) - exact).norm() / exact.norm()
-        milliseconds, ratio = 1e3 * times[name], times[name] / ours
-        yield f"{name:32} {milliseconds:7.1f} ms; ratio {ratio:5.2f}; gradient error {error:.0e}"
+    exact = reference()
+
+    def named(name: str) -> str:
+        runs[name]()
+        error = float((gradient(field) - exact).norm() / exact.norm())
+        return f"{name}, error {error:.0e}"
+
+    yield from compare("30 outputs on (0, 1.5]", {named(name): run for name, run in runs.items()})
 
 
 def problem(dtype: torch.dtype):
@@ -73,10 +74,10 @@ def contenders():
         return step(lambda: solver(field, x0, grid, **how)[1:])
 
     return field, {
-        "RK4 through": ours(steps=STEPS),
-        "RK4 recompute": ours(steps=STEPS, backprop="recompute"),
-        "RK4 adjoint": ours(steps=STEPS, backprop="adjoint"),
-        "tol=1e-5 through": ours(tol=1e-5),
+        "ours, RK4 through": ours(steps=STEPS),
+        "ours, RK4 recompute": ours(steps=STEPS, backprop="recompute"),
+        "ours, RK4 adjoint": ours(steps=STEPS, backprop="adjoint"),
+        "ours, tol=1e-5 through": ours(tol=1e-5),
         "torchdiffeq": theirs(odeint),
         "torchdiffeq RK4": theirs(odeint, method="rk4"),
         "torchdiffeq adjoint": theirs(odeint_adjoint),

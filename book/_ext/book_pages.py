@@ -18,12 +18,13 @@ from sphinx.environment import BuildEnvironment
 from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
 
-from machinery import claims
+from machinery import benchmarking, claims
 from machinery.chapters import BOOK, Chapter, all_chapters
 from machinery.store import Record
 
 BIBLIOGRAPHY_KEY = re.compile(r"\b[a-z]+\d{4}[a-z]+\b")
 SENTENCES = BOOK / "machinery" / "sentences.toml"
+GPU = BOOK / "results" / "gpu"
 KINDS = ("claim", "finding", "measurement")
 EXERCISE = re.compile(r"(Exercise|Solution) \d+")
 # Links to what Sphinx numbers: the start of their target, and the role whose text they get.
@@ -42,12 +43,24 @@ class Scoreboard(SphinxDirective):
         chapters = all_chapters()
         found = [row for chapter in chapters for row in claims.read(chapter.claims_file)]
         total = f"All {len(found)} rows of the book: {counted(found)}."
-        lines = [*sentence_lines(chapters), "", total, "", *filter_lines(chapters), ""]
+        lines = [*sentence_lines(chapters), "", gpu_line(), "", total, ""]
+        lines += [*filter_lines(chapters), ""]
         for chapter in chapters:
             lines += chapter_lines(chapter)
         node = nodes.container()
         self.state.nested_parse(StringList(lines, str(SENTENCES)), 0, node)
         return node.children
+
+
+class Benchmarks(SphinxDirective):
+    """The rows of the benchmarks that were run last."""
+
+    def run(self) -> list[nodes.Node]:
+        """The page's content."""
+        kept = benchmarking.KEPT
+        self.env.note_dependency(kept.relative_to(self.env.srcdir).as_posix())
+        lines = benchmarking.page()
+        return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 
 
 def sentence_lines(chapters: list[Chapter]) -> list[str]:
@@ -66,6 +79,33 @@ def sentence_lines(chapters: list[Chapter]) -> list[str]:
             f"| {sentence['slide']} ({link}) | {sentence['says']} | *{verdict}* | {shown} |"
         )
     return lines
+
+
+def gpu_line() -> str:
+    """Which GPU has run the algorithms and the chapters, and what came out."""
+    reports = [json.loads(path.read_text("utf-8")) for path in sorted(GPU.glob("*.json"))]
+    if not reports:
+        return (
+            "**Not run on a GPU.** The tests run the algorithms on a pretend accelerator;"
+            " `make gpu-check` runs them on a real one, and its report then stands here."
+        )
+    return " ".join(gpu_report(report) for report in reports)
+
+
+def gpu_report(report: dict[str, Any]) -> str:
+    """One report of `make gpu-check` in a sentence or two."""
+    agree = sum(row["agrees"] for row in report["algorithms"])
+    passed = sum(row["passed"] for row in report["chapters"])
+    steps = ", ".join(
+        f"{row['name']}: {row['ms']:.3g} ms (CPU {row['cpu_ms']:.3g} ms)"
+        for row in report["steps"]
+        if "ms" in row
+    )
+    return (
+        f"**Run on a GPU**: {report['card']}, torch {report['torch']}, {report['date']}. {agree} of"
+        f" {len(report['algorithms'])} algorithms agree with the CPU, and {passed} of"
+        f" {len(report['chapters'])} pages run. A training step takes: {steps}."
+    )
 
 
 def filter_lines(chapters: list[Chapter]) -> list[str]:
@@ -179,7 +219,7 @@ def training_line(chapter: Chapter) -> str:
 
 def result_files(root: Path) -> list[str]:
     """What the scoreboard is made from, as Sphinx writes dependencies: relative to the root."""
-    found = (BOOK / "results").glob("*/*.json")
+    found = (BOOK / "results").glob("*/*.json")  # of chapters, and of GPUs
     return sorted(path.relative_to(root).as_posix() for path in found)
 
 
@@ -242,6 +282,7 @@ def is_thebe(script: Any) -> bool:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
+    app.add_directive("benchmarks", Benchmarks)
     app.add_directive("scoreboard", Scoreboard)
     app.add_transform(NumberedLinks)
     app.add_transform(Exercises)

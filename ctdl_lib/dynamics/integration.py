@@ -1,7 +1,6 @@
 """Time integration of ẋ = f(t, x), with fixed steps, or with the adaptive steps of torchdiffeq."""
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,14 +145,17 @@ class _Fixed:
         method = "midpoint" if self.method == "verlet" and len(x) != 2 else self.method
         grid = equal_steps(method, t0, t1, max(1, round(abs(t1 - t0) / self.h)), x[0])
         wanted = _in_steps(times, t0, t1, len(grid.h))
+        inside: dict[int, list[float]] = {}  # the fractions of each step at which it is saved
+        for s in wanted:
+            if s % 1:
+                inside.setdefault(int(s), []).append(s % 1)
         start, saved, slope = x, [x] if wanted[0] == 0 else [], None
         for k, (t, h) in enumerate(zip(grid.stages, grid.h, strict=True)):
-            between = [s - k for s in wanted[len(saved) : bisect_left(wanted, k + 1)]]
-            if between:  # the slope at the end is reused as the first stage of the next step
+            if k in inside:  # the slope at the end is reused as the first stage of the next step
                 slope = slope or self.remember(f, t[0], x)
                 end = self.remember(step, method, f, t, h, x, slope)
                 following = self.remember(f, grid.ends[k], end)
-                saved += [hermite(h, x, end, slope, following, s) for s in between]
+                saved += [hermite(h, x, end, slope, following, s) for s in inside[k]]
                 slope = following
             else:
                 end, slope = self.remember(step, method, f, t, h, x, slope), None

@@ -194,6 +194,8 @@ def same_shape(value: Tensor, shape: Sequence[int], name: str) -> Tensor:
 
 def _versions(x: Tensors) -> tuple[int, ...]:
     """How often the memory of each tensor was written; inference tensors do not count it."""
+    if torch.compiler.is_compiling():  # writes are traced, and have no version
+        return ()
     return tuple(0 if part.is_inference() else part._version for part in x)
 
 

@@ -96,6 +96,8 @@ def second_order(
 
     Reference: onken2021otflow.
     """
+    if torch.compiler.is_compiling():  # the compiler makes and fuses a backward pass of its own
+        return SecondOrder(*_second_order(s, K0, b0, K, b, w, M, h))
     basis = torch.linalg.qr(M.detach().T).Q if M.shape[1] > M.shape[0] else None
     value, ds, trace, *_ = _SecondOrder.apply(s, K0, b0, K, b, w, M, h, basis)  # pyright: ignore
     return SecondOrder(value, ds, trace)
