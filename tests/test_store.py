@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -392,6 +393,22 @@ def test_two_processes_that_write_one_result_lose_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     temporary = [p for p in (tmp_path / "chapter").iterdir() if p.name.startswith(".net.json.")]
     assert not temporary
+
+
+def test_a_chapter_trained_twice_at_the_same_time_gives_the_bits_of_one_training(tmp_path):
+    """Twenty pairs of processes, of which the second starts at a random moment of the first."""
+    seed = str(int.from_bytes(tmp_path.name.encode()[-4:]))
+    script = Path(__file__).with_name("interrupted.py")
+    done = subprocess.run(
+        [sys.executable, script, "pairs", tmp_path, seed],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    resumed, of, *_ = map(int, re.findall(r"\d+", done.stdout))
+    assert of == 40
+    assert resumed > 4  # so that the two did meet
 
 
 @pytest.mark.parametrize("name", ["../net", "a/b", "/tmp/net", "..", ".net", ""])

@@ -247,6 +247,12 @@ def test_the_average_is_that_of_the_parameters_after_each_step():
     assert not torch.allclose(averaged.weight, raw.weight, atol=1e-3)
 
 
+def test_a_checkpoint_that_is_deleted_after_a_look_at_it_is_none(tmp_path, monkeypatch):
+    """Another process that trains the same may end and clear up at any moment."""
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    assert len(list(train(linear(), square, data, steps=3, checkpoint=tmp_path / "run"))) == 3
+
+
 def test_an_average_goes_on_bit_identical(tmp_path):
     def start(checkpoint, until):
         net = linear()

@@ -186,7 +186,7 @@ class Store:
                 storage.write(path, text.encode())
         if self.run == "train":
             for checkpoint in (self.folder / self.chapter).glob("*.checkpoint.safetensors"):
-                checkpoint.unlink()
+                checkpoint.unlink(missing_ok=True)  # another process may end this chapter, too
         return claims.table(rows)
 
     def _found(
