@@ -15,6 +15,7 @@ import pytest
 import torch
 from distributed import Client, LocalCluster
 
+from ctdl_lib.learning import storage
 from experiments.simulation_based_inference import tasks
 from experiments.simulation_based_inference.campaigns import (
     Simulated,
@@ -249,6 +250,56 @@ def test_another_campaign_is_refused_and_what_differs_is_named(tmp_path):
     assert json.loads((tmp_path / "campaign.json").read_text())["simulator"].endswith(
         "test_campaigns.Scaled(scale=2.0).simulate"
     )
+
+
+def piece(rows, value=0.0, width=3):
+    """What a chunk's file holds, for three rows."""
+    return [torch.tensor(rows), torch.full((3, width), value), torch.ones(3) > 0]
+
+
+CHUNK, CAMPAIGN = "000000020-000000039.safetensors", "campaign.json"
+REMEDY = {CHUNK: "delete it", CAMPAIGN: "choose another folder, or delete it to start afresh"}
+BROKEN = {
+    "truncated": (CHUNK, lambda file: file.write_bytes(file.read_bytes()[:-7])),
+    "empty": (CHUNK, lambda file: file.write_bytes(b"")),
+    "a text": (CHUNK, lambda file: file.write_text("a text")),
+    "of another program": (CHUNK, lambda file: storage.save(file, {"a": 1})),
+    "without a mask": (CHUNK, lambda file: storage.save(file, piece([20, 21, 22])[:2])),
+    "ragged": (CHUNK, lambda file: storage.save(file, piece([20, 21]))),
+    "rows of floats": (CHUNK, lambda file: storage.save(file, piece([20.0, 21.0, 22.0]))),
+    "out of range": (CHUNK, lambda file: storage.save(file, piece([20, 21, 230]))),
+    "below the range": (CHUNK, lambda file: storage.save(file, piece([-1, 21, 22]))),
+    "of another width": (CHUNK, lambda file: storage.save(file, piece([20, 21, 22], width=4))),
+    "not finite": (CHUNK, lambda file: storage.save(file, piece([20, 21, 22], math.nan))),
+    "half of it": (CAMPAIGN, lambda file: file.write_text("{")),
+    "a list": (CAMPAIGN, lambda file: file.write_text("[1]")),
+    "a number": (CAMPAIGN, lambda file: file.write_text("1")),
+    "not UTF-8": (CAMPAIGN, lambda file: file.write_bytes(b"\xff{")),
+    "missing": (CAMPAIGN, lambda file: file.unlink()),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_file_is_named_with_the_remedy_and_nothing_on_disk_changes(tmp_path, kind):
+    name, spoil = BROKEN[kind]
+    arguments = {"seed": 5, "chunk": 20, "folder": tmp_path}
+    simulate(noisy, parameters(), **arguments)
+    spoil(tmp_path / name)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    CALLS.clear()
+    with pytest.raises(ValueError, match=f"{name} .*{REMEDY[name]}"):
+        simulate(noisy, parameters(), **arguments)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert not CALLS
+
+
+def test_a_broken_chunk_that_was_deleted_is_simulated_again(tmp_path, serial):
+    arguments = {"seed": 5, "chunk": 20, "folder": tmp_path}
+    simulate(noisy, parameters(), **arguments)
+    (tmp_path / CHUNK).unlink()
+    CALLS.clear()
+    assert same(simulate(noisy, parameters(), **arguments), serial)
+    assert CALLS == [20]
 
 
 def test_simulators_are_told_apart_by_numbers_that_are_not_printed(tmp_path):

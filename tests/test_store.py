@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from ctdl_lib.learning import train
+from ctdl_lib.learning import storage, train
 from machinery.claims import Measurement
 from machinery.store import ResultError, Store, fetch
 
@@ -321,14 +321,12 @@ def strange_record(folder):
     (folder / "chapter" / "net.json").write_text('{"settings": {}}')
 
 
-def without_settings(folder):
-    path = folder / "chapter" / "net.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": None}))
+def change(part, value):
+    def spoil(folder):
+        path = folder / "chapter" / "net.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {part: value}))
 
-
-def losses_as_text(folder):
-    path = folder / "chapter" / "net.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"losses": "abc"}))
+    return spoil
 
 
 def truncate(folder):
@@ -351,8 +349,12 @@ FAULTS = {
     "missing weights": (lambda f: (f / "chapter" / "net.safetensors").unlink(), "is missing"),
     "broken record": (spoil_record, "is broken"),
     "a record of something else": (strange_record, "is broken"),
-    "no settings": (without_settings, "is broken"),
-    "losses that are text": (losses_as_text, "is broken"),
+    "a list": (lambda f: (f / "chapter" / "net.json").write_text("[1]"), "is broken"),
+    "not UTF-8": (lambda f: (f / "chapter" / "net.json").write_bytes(b"\xff{"), "is broken"),
+    "no settings": (change("settings", None), "is broken"),
+    "losses that are text": (change("losses", "abc"), "is broken"),
+    "seconds that are text": (change("seconds", "abc"), "is broken"),
+    "no versions": (change("versions", None), "is broken"),
     "truncated weights": (truncate, "truncated or no safetensors"),
     "a pickle": (pickle, "truncated or no safetensors"),
     "weights of another run": (swap, "not the file that its record describes"),
@@ -368,6 +370,35 @@ def test_a_broken_result_is_refused_with_the_remedy(name, tmp_path):
         load(tmp_path)
     assert "make train CHAPTER=chapter" in str(caught.value)
     assert 'run = "explore"' in str(caught.value)
+
+
+def test_exploring_trains_anew_what_is_broken_and_leaves_it_there(tmp_path):
+    trained(tmp_path / "book")
+    change("seconds", "abc")(tmp_path / "book")
+    before = contents(tmp_path / "book")
+    assert len(explore(tmp_path).losses) == 5
+    assert contents(tmp_path / "book") == before
+
+
+@pytest.mark.parametrize("foreign", [[1], {"a": 1}, 1.0, None])
+def test_a_checkpoint_that_holds_no_record_is_refused(tmp_path, foreign):
+    store = Store("chapter", "train", folder=tmp_path)
+    store.measure("m", {"n": 3}, dict)
+    (checkpoint,) = (tmp_path / "chapter").glob("m.*.checkpoint.safetensors")
+    storage.save(checkpoint, foreign)
+    with pytest.raises(ResultError, match=f"{checkpoint} holds no record: delete it and run again"):
+        store.measure("m", {"n": 3}, lambda: pytest.fail("it measures"))
+
+
+def test_claims_that_cannot_be_read_are_named(tmp_path):
+    store = Store("chapter", "saved", folder=tmp_path)
+    store.claims([Measurement("a", "a slide", "a number", 1.0)])
+    path = tmp_path / "claims" / "chapter.json"
+    path.write_text("<<<<<<< ours\n" + path.read_text())
+    before = contents(tmp_path)
+    with pytest.raises(ResultError, match=r"chapter.json is broken .*: delete it and run again"):
+        store.claims([])
+    assert contents(tmp_path) == before
 
 
 def test_other_settings_are_named(tmp_path):

@@ -131,6 +131,14 @@ def test_finished_tasks_are_read_and_not_called_again(tmp_path):
     assert run(operator.add, repaired, folder=tmp_path) == [3.0, 9.0, 8.0, 9.0]
 
 
+def test_a_broken_result_is_named_with_the_remedy(tmp_path):
+    run(divide, [(1.0, 2.0), (3.0, 4.0)], folder=tmp_path)
+    file = sorted(tmp_path.iterdir())[1]
+    file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(ValueError, match=f"{file} is truncated .*: delete it and run again"):
+        run(divide, [(1.0, 2.0), (3.0, 4.0)], folder=tmp_path)
+
+
 @FORKS
 def test_a_run_that_was_killed_goes_on_where_it_stopped(tmp_path):
     arguments = [(k, 4.0) for k in range(10)]

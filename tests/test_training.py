@@ -318,6 +318,13 @@ def test_a_checkpoint_of_another_optimizer_leaves_the_model_as_it_was(tmp_path):
     assert torch.equal(other.weight, before)
 
 
+@pytest.mark.parametrize("foreign", [[1], {"a": 1}, torch.ones(2), 1.0, None])
+def test_a_checkpoint_of_another_program_is_refused(tmp_path, foreign):
+    storage.save(tmp_path / "run", foreign)
+    with pytest.raises(ValueError, match=r"run belongs to another run .*: delete it and run again"):
+        next(train(linear(), square, data, steps=3, checkpoint=tmp_path / "run"))
+
+
 @pytest.mark.parametrize("lost", ["history", "optimizer", "kind", "model"])
 @pytest.mark.parametrize("value", [None, "missing"])
 def test_a_damaged_checkpoint_leaves_the_model_as_it_was(tmp_path, lost, value):

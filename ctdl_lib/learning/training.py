@@ -283,7 +283,7 @@ def _restore(path: Path, model, optimizer, steps: int, mean) -> list[Step]:
         optimizer.load_state_dict(kept["optimizer"])
         for name, value in (mean or {}).items():
             value.copy_(kept["average"][name])
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         model.load_state_dict(before)
         raise ValueError(
             f"the checkpoint {path} belongs to another run ({error}): delete it and run again"

@@ -75,8 +75,8 @@ def simulate(
             process died; all that could be simulated is in its `partial`, and in the folder. Which
             row kills its process is found with chunk=1 and one worker; it should not complete.
         TypeError: the simulator returned something else than it should.
-        ValueError: x is not finite; the folder belongs to another campaign; with a folder, the
-            simulator has no `tasks.identity`.
+        ValueError: x is not finite; the folder belongs to another campaign, or a file of it is
+            broken; with a folder, the simulator has no `tasks.identity`.
     """
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
@@ -158,7 +158,13 @@ class _Campaign:
 
     def restore(self, folder: Path) -> None:
         for path in sorted(folder.glob("*.safetensors")):
-            self.place(_Rows(*(array.numpy() for array in storage.load(path))))
+            try:
+                self.place(_stored(storage.load(path), len(self.x)))
+            except TypeError as error:
+                raise ValueError(
+                    f"{path} is no chunk of this campaign ({error}): delete it, and its rows are "
+                    "simulated again"
+                ) from error
 
     def simulated(self, device: torch.device) -> Simulated:
         y = np.full((len(self.x), 0), np.nan, self.x.dtype) if self.y is None else self.y
@@ -248,6 +254,20 @@ def _checked(returned: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
+def _stored(piece: Any, n: int) -> _Rows:
+    """The rows of a finished chunk, if it can be one of a campaign of n rows."""
+    match piece:
+        case [
+            Tensor(ndim=1, dtype=torch.int64) as rows,
+            Tensor(ndim=2) as y,
+            Tensor(ndim=1, dtype=torch.bool) as completed,
+        ]:
+            good = len(rows) == len(y) == len(completed) and y.is_floating_point()
+            if good and ((rows >= 0) & (rows < n)).all() and y[completed].isfinite().all():
+                return _Rows(rows.numpy(), y.numpy(), completed.numpy())
+    raise TypeError(f"it does not hold finite observations of some of the rows 0 to {n - 1}")
+
+
 def _simulation_error(campaign: _Campaign, partial: Simulated) -> SimulationError:
     rows = np.flatnonzero(campaign.pending).tolist()
     row, cause, text = first_error(campaign.errors or {rows[0]: NOT_RUN})
@@ -273,9 +293,19 @@ def _claim(path: Path, x: np.ndarray, seed: int | Sequence[int], name: str) -> N
         "hash of x": hashlib.sha256(x.tobytes()).hexdigest(),
         "seed": np.asarray(seed).tolist(),
     }
+    afresh = "choose another folder, or delete it to start afresh"
     if not path.exists():
+        if any(path.parent.glob("*.safetensors")):
+            raise ValueError(
+                f"{path} is missing, which says whose the files beside it are: {afresh}"
+            )
         storage.write(path, (json.dumps(identity, indent=1) + "\n").encode())
-    stored = json.loads(path.read_text())
+    try:
+        stored = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} is broken ({error}), so {path.parent} is lost: {afresh}"
+        ) from error
     differing = [
         f"{key} is {stored.get(key)!r} there and {value!r} here"
         for key, value in identity.items()
@@ -284,5 +314,5 @@ def _claim(path: Path, x: np.ndarray, seed: int | Sequence[int], name: str) -> N
     if differing:
         raise ValueError(
             f"the folder {path.parent} belongs to another campaign: {', '.join(differing)}; "
-            "choose another folder, or delete it to start afresh"
+            + afresh
         )
