@@ -23,7 +23,7 @@ from experiments.simulation_based_inference.campaigns import (
     seeds,
     simulate,
 )
-from experiments.simulation_based_inference.tasks import run
+from experiments.simulation_based_inference.tasks import TaskError, run
 
 CALLS = []  # the rows of each call of a simulator in this process
 
@@ -40,6 +40,12 @@ def noisy(x, seeds):
 
 def slow(x, seeds):
     time.sleep(0.05)
+    return noisy(x, seeds)
+
+
+def hanging(x, seeds):
+    if (x[:, 0] == 13).any():
+        time.sleep(60)
     return noisy(x, seeds)
 
 
@@ -356,6 +362,38 @@ def test_of_a_simulator_that_raises_nothing_else_is_lost(tmp_path, serial, start
     assert not CALLS
 
 
+@FORKS
+@pytest.mark.parametrize("start", [None, "fork"])
+def test_a_row_that_hangs_is_cut_and_nothing_else_is_lost(serial, start):
+    started = time.monotonic()
+    found = r"1 of 230 simulations failed, rows 13; row 13, .*TimeoutError: .* within limit=0.5 s"
+    error = pytest.raises(SimulationError, match=found)
+    with pool(start) if start else nullcontext() as executor, error as caught:
+        simulate(hanging, parameters(), seed=5, chunk=20, limit=0.5, executor=executor)
+    assert time.monotonic() - started < 30  # 20 rows are halved five times
+    good = torch.arange(230) != 13
+    partial = caught.value.partial
+    assert same(Simulated(*(p[good] for p in partial)), Simulated(*(p[good] for p in serial)))
+
+
+def test_chunks_that_take_longer_than_the_limit_are_halved(serial):
+    def by_row(x, seeds):
+        time.sleep(0.01 * len(x))
+        return noisy(x, seeds)
+
+    assert same(simulate(by_row, parameters(), seed=5, chunk=230, limit=0.6), serial)
+
+
+def test_a_limit_is_refused_where_no_simulation_can_be_cut():
+    CALLS.clear()
+    refused = pytest.raises(SimulationError, match=r"230 of 230 .*LimitError: .* pool of processes")
+    with ThreadPoolExecutor(1) as executor, refused:
+        simulate(noisy, parameters(), seed=5, limit=1.0, executor=executor)
+    with pytest.raises(SimulationError, match="LimitError: limit must be a positive number"):
+        simulate(noisy, parameters(), seed=5, limit=0.0)
+    assert not CALLS
+
+
 def test_what_raised_is_not_tried_again_when_it_has_been_repaired(tmp_path, serial, monkeypatch):
     x = parameters()
     with pytest.raises(SimulationError):
@@ -527,3 +565,5 @@ def test_dask_does_not_change_a_bit_even_when_a_worker_is_killed(serial):
             simulate(raising, parameters(), seed=5, chunk=50, executor=executor)
         assert caught.value.rows == [13]
         assert run(pow, [(1, 2), (3, 4)], executor=executor) == [1, 81]
+        with pytest.raises(TaskError, match=r"LimitError: .* limit=None with threads and dask"):
+            run(pow, [(1, 2)], executor=executor, limit=9.0)

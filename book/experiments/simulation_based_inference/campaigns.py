@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ctdl_lib.learning import storage
 
-from .tasks import NOT_RUN, first_error, identity, outcomes, portable
+from .tasks import NOT_RUN, LimitError, first_error, identity, outcomes, portable, within
 
 
 class Simulated(NamedTuple):
@@ -52,19 +52,23 @@ def simulate(
     seed: int | Sequence[int],
     executor: Executor | None = None,
     chunk: int = 1000,
+    limit: float | None = None,
     folder: Path | None = None,
     progress: Callable[..., Iterable] = lambda chunks, total, desc: chunks,
 ) -> Simulated:
     """The simulations of all rows of x, the same bits for any executor, workers and chunk.
 
     A chunk in which the simulator raises is halved until the rows that fail are found: log₂(chunk)
-    times its work where one row fails, and twice as much where all do so at once.
+    times its work where one row fails, and twice as much where all do so at once. So is one that
+    takes longer than `limit` seconds, until the rows that hang are cut and reported as failed.
 
     Args:
         simulator: a function that other processes can import, or a method of a frozen dataclass.
         executor: this process by default; a pool of processes; on a cluster, `get_executor()` of a
             client of `dask.distributed`, which runs again what a dead worker has lost.
         chunk: the number of rows that a worker simulates at once.
+        limit: the seconds that one call of the simulator may take; see `tasks.within`, which cannot
+            cut what runs in threads or in workers of dask and says so.
         folder: finished chunks are written there, and a campaign that was killed goes on there,
             with any executor and chunk. The simulator's code is not compared: empty the folder when
             it changes.
@@ -87,7 +91,7 @@ def simulate(
         _claim(folder / "campaign.json", campaign.x, seed, identity(simulator))
     # No rows at all are one chunk, too: its simulation tells how wide an observation is.
     parts = [slice(a, min(a + chunk, len(x))) for a in range(0, max(len(x), 1), chunk)]
-    with closing(_chunks(simulator, campaign, parts, executor, folder)) as chunks:
+    with closing(_chunks(simulator, campaign, parts, executor, limit, folder)) as chunks:
         for _ in progress(chunks, total=len(parts), desc="simulations"):
             pass
     simulated = campaign.simulated(x.device)
@@ -176,6 +180,7 @@ def _chunks(
     campaign: _Campaign,
     parts: list[slice],
     executor: Executor | None,
+    limit: float | None,
     folder: Path | None,
 ) -> Generator[int]:
     """The numbers of chunks as they are done, those that the folder already has first."""
@@ -187,7 +192,7 @@ def _chunks(
             yield k
         else:
             todo.append(k)
-    tasks = ((simulator, *campaign.task(parts[k])) for k in todo)
+    tasks = ((simulator, limit, *campaign.task(parts[k])) for k in todo)
     with closing(outcomes(_simulate_rows, tasks, executor)) as chunks:
         for index, done, error in chunks:
             if isinstance(error, _ReturnError):
@@ -205,7 +210,11 @@ def _chunks(
 
 
 def _simulate_rows(
-    simulator: Simulator, x: np.ndarray, seeds: np.ndarray, rows: np.ndarray
+    simulator: Simulator,
+    limit: float | None,
+    x: np.ndarray,
+    seeds: np.ndarray,
+    rows: np.ndarray,
 ) -> _Done:
     """What the rows gave; where the simulator raises, what each half gives.
 
@@ -213,7 +222,9 @@ def _simulate_rows(
     """
     try:
         # a copy: what an executor hands over may be read-only
-        returned, raised = simulator(torch.tensor(x), seeds), None
+        returned, raised = within(limit, simulator, torch.tensor(x), seeds), None
+    except LimitError:
+        raise
     except Exception as error:
         returned, raised = None, error
     if raised is None:
@@ -229,7 +240,7 @@ def _simulate_rows(
     if len(rows) == 1:
         return _Done([], (int(rows[0]), portable(raised)))
     a, b = (
-        _simulate_rows(simulator, x[half], seeds[half], rows[half])
+        _simulate_rows(simulator, limit, x[half], seeds[half], rows[half])
         for half in (slice(len(rows) // 2), slice(len(rows) // 2, None))
     )
     return _Done(a.pieces + b.pieces, a.failure or b.failure)
