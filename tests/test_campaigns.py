@@ -18,6 +18,7 @@ from distributed import Client, LocalCluster
 from ctdl_lib.learning import storage
 from experiments.simulation_based_inference import tasks
 from experiments.simulation_based_inference.campaigns import (
+    OneByOne,
     Simulated,
     SimulationError,
     seeds,
@@ -41,6 +42,11 @@ def noisy(x, seeds):
 def slow(x, seeds):
     time.sleep(0.05)
     return noisy(x, seeds)
+
+
+def decay(x, generator):
+    y = x[0] * np.exp(-x[1] * np.arange(4)) + generator.normal(size=4)
+    return y if y[0] < 150 else np.full(4, np.nan)
 
 
 def hanging(x, seeds):
@@ -464,6 +470,51 @@ def test_an_executor_that_is_shut_down_keeps_what_was_finished(tmp_path, serial,
     assert same(Simulated(*(p[:60] for p in partial)), Simulated(*(p[:60] for p in serial)))
     with pytest.raises(SimulationError, match="170 of 230"):
         simulate(noisy, parameters(), **arguments)
+
+
+@FORKS
+def test_a_simulator_of_one_row_in_numpy_gives_the_same_bits_everywhere(tmp_path):
+    x = parameters()
+    generators = map(np.random.default_rng, seeds(230, 5))
+    alone = list(map(decay, x.numpy(), generators))
+    simulated = simulate(OneByOne(decay), x, seed=5)
+    assert same(simulated, Simulated(torch.tensor(np.array(alone)), simulated.completed))
+    assert simulated.completed.sum() == np.isfinite(np.array(alone)).all(1).sum() < 230
+    with pool("fork") as processes, pool("spawn") as spawned, ThreadPoolExecutor(2) as threads:
+        for executor in (None, processes, spawned, threads):
+            how = {"executor": executor, "chunk": 20, "folder": tmp_path / str(executor)}
+            assert same(simulate(OneByOne(decay), x, seed=5, **how), simulated)
+    assert simulate(OneByOne(decay), x.float(), seed=5).y.dtype == torch.float32
+    assert simulate(OneByOne(decay), x[:0], seed=5).y.shape == (0, 0)
+    with pytest.raises(ValueError, match=r"another campaign: simulator .*OneByOne\(one=.*decay"):
+        simulate(OneByOne(np.add), x, seed=5, folder=tmp_path / "None")
+
+
+@pytest.mark.parametrize(
+    ("y", "got"),
+    [
+        (1.5, r"float64 of shape \(\)"),
+        (np.zeros((1, 4)), r"float64 of shape \(1, 4\)"),
+        (np.zeros(4) * 1j, r"complex128 of shape \(4,\)"),
+        (None, r"object of shape \(\)"),
+        (["a", "b", "c", "d"], r"<U1 of shape \(4,\)"),
+    ],
+)
+def test_what_a_simulator_of_one_row_returns_is_checked_and_the_row_is_named(y, got):
+    def careless(x, generator):
+        return y if x[0] == 77 else np.zeros(4)
+
+    found = rf"rows 77; row 77, with x = \[77.0, .* array of numbers \(m,\) .*, got {got}"
+    with pytest.raises(SimulationError, match=found):
+        simulate(OneByOne(careless), parameters(), seed=5, chunk=20)
+
+
+def test_rows_of_numpy_of_different_widths_are_refused_and_the_row_is_named():
+    def uneven(x, generator):
+        return np.zeros(2 + (x[0] == 77))
+
+    with pytest.raises(TypeError, match="3 columns of float64 for row 77, but 2 of float64 before"):
+        simulate(OneByOne(uneven), parameters(), seed=0, chunk=50)
 
 
 def wrong(case):

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,42 @@ class Simulated(NamedTuple):
 # is NaN or infinite a simulator raises ValueError, where the seeds are not uint64 TypeError; what
 # it cannot simulate it returns as not completed.
 Simulator = Callable[[Float[Tensor, "n d"], UInt64[np.ndarray, " n"]], Simulated]
+
+
+@dataclass(frozen=True)
+class OneByOne:
+    """A simulator that calls `one(x, generator)`, written in NumPy, for one row at a time::
+
+        def decay(x, generator):
+            return x[0] * np.exp(-x[1] * np.arange(5)) + generator.normal(size=5)
+
+        y, completed = simulate(OneByOne(decay), torch.rand(100, 2), seed=0)
+
+    `one` gets the parameters (d,) and a generator with the seed of the row, and returns the
+    observation (m,), which takes the dtype of x; NaN in all entries says that it did not complete.
+    """
+
+    one: Callable[[Float[np.ndarray, " d"], np.random.Generator], np.ndarray]
+
+    def __call__(self, x: Float[Tensor, "n d"], seeds: UInt64[np.ndarray, " n"]) -> Simulated:
+        """The observations of all rows.
+
+        Raises:
+            ValueError: one of them is no array of numbers (m,), or not as long as the first.
+        """
+        rows = x.detach().cpu().numpy()
+        found = [
+            np.asarray(self.one(row, np.random.default_rng(seed)))
+            for row, seed in zip(rows, seeds, strict=True)
+        ]
+        for y in found:
+            if y.ndim != 1 or y.dtype.kind not in "fiub" or y.shape != found[0].shape:
+                raise ValueError(
+                    f"the observation of a row must be an array of numbers (m,) with one m for all "
+                    f"rows, got {y.dtype} of shape {y.shape}"
+                )
+        y = torch.from_numpy(np.array(found or np.empty((0, 0)), rows.dtype)).to(x.device)
+        return Simulated(y, ~y.isnan().all(1))
 
 
 class SimulationError(RuntimeError):
@@ -63,7 +100,8 @@ def simulate(
     takes longer than `limit` seconds, until the rows that hang are cut and reported as failed.
 
     Args:
-        simulator: a function that other processes can import, or a method of a frozen dataclass.
+        simulator: a function that other processes can import, or a method of a frozen dataclass;
+            `OneByOne` makes one of a function in NumPy for a single row.
         executor: this process by default; a pool of processes; on a cluster, `get_executor()` of a
             client of `dask.distributed`, which runs again what a dead worker has lost.
         chunk: the number of rows that a worker simulates at once.
