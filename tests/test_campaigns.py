@@ -15,14 +15,16 @@ import pytest
 import torch
 from distributed import Client, LocalCluster
 
+from ctdl_lib.learning import storage
 from experiments.simulation_based_inference import tasks
 from experiments.simulation_based_inference.campaigns import (
+    OneByOne,
     Simulated,
     SimulationError,
     seeds,
     simulate,
 )
-from experiments.simulation_based_inference.tasks import run
+from experiments.simulation_based_inference.tasks import TaskError, run
 
 CALLS = []  # the rows of each call of a simulator in this process
 
@@ -39,6 +41,17 @@ def noisy(x, seeds):
 
 def slow(x, seeds):
     time.sleep(0.05)
+    return noisy(x, seeds)
+
+
+def decay(x, generator):
+    y = x[0] * np.exp(-x[1] * np.arange(4)) + generator.normal(size=4)
+    return y if y[0] < 150 else np.full(4, np.nan)
+
+
+def hanging(x, seeds):
+    if (x[:, 0] == 13).any():
+        time.sleep(60)
     return noisy(x, seeds)
 
 
@@ -251,6 +264,56 @@ def test_another_campaign_is_refused_and_what_differs_is_named(tmp_path):
     )
 
 
+def piece(rows, value=0.0, width=3):
+    """What a chunk's file holds, for three rows."""
+    return [torch.tensor(rows), torch.full((3, width), value), torch.ones(3) > 0]
+
+
+CHUNK, CAMPAIGN = "000000020-000000039.safetensors", "campaign.json"
+REMEDY = {CHUNK: "delete it", CAMPAIGN: "choose another folder, or delete it to start afresh"}
+BROKEN = {
+    "truncated": (CHUNK, lambda file: file.write_bytes(file.read_bytes()[:-7])),
+    "empty": (CHUNK, lambda file: file.write_bytes(b"")),
+    "a text": (CHUNK, lambda file: file.write_text("a text")),
+    "of another program": (CHUNK, lambda file: storage.save(file, {"a": 1})),
+    "without a mask": (CHUNK, lambda file: storage.save(file, piece([20, 21, 22])[:2])),
+    "ragged": (CHUNK, lambda file: storage.save(file, piece([20, 21]))),
+    "rows of floats": (CHUNK, lambda file: storage.save(file, piece([20.0, 21.0, 22.0]))),
+    "out of range": (CHUNK, lambda file: storage.save(file, piece([20, 21, 230]))),
+    "below the range": (CHUNK, lambda file: storage.save(file, piece([-1, 21, 22]))),
+    "of another width": (CHUNK, lambda file: storage.save(file, piece([20, 21, 22], width=4))),
+    "not finite": (CHUNK, lambda file: storage.save(file, piece([20, 21, 22], math.nan))),
+    "half of it": (CAMPAIGN, lambda file: file.write_text("{")),
+    "a list": (CAMPAIGN, lambda file: file.write_text("[1]")),
+    "a number": (CAMPAIGN, lambda file: file.write_text("1")),
+    "not UTF-8": (CAMPAIGN, lambda file: file.write_bytes(b"\xff{")),
+    "missing": (CAMPAIGN, lambda file: file.unlink()),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_file_is_named_with_the_remedy_and_nothing_on_disk_changes(tmp_path, kind):
+    name, spoil = BROKEN[kind]
+    arguments = {"seed": 5, "chunk": 20, "folder": tmp_path}
+    simulate(noisy, parameters(), **arguments)
+    spoil(tmp_path / name)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    CALLS.clear()
+    with pytest.raises(ValueError, match=f"{name} .*{REMEDY[name]}"):
+        simulate(noisy, parameters(), **arguments)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert not CALLS
+
+
+def test_a_broken_chunk_that_was_deleted_is_simulated_again(tmp_path, serial):
+    arguments = {"seed": 5, "chunk": 20, "folder": tmp_path}
+    simulate(noisy, parameters(), **arguments)
+    (tmp_path / CHUNK).unlink()
+    CALLS.clear()
+    assert same(simulate(noisy, parameters(), **arguments), serial)
+    assert CALLS == [20]
+
+
 def test_simulators_are_told_apart_by_numbers_that_are_not_printed(tmp_path):
     """Of a tensor 4 digits are printed, and of a large one not all entries."""
     for k, matrix in enumerate([torch.full((2, 2), 0.5), torch.ones(2, 1000)]):
@@ -302,6 +365,38 @@ def test_of_a_simulator_that_raises_nothing_else_is_lost(tmp_path, serial, start
     CALLS.clear()
     with pytest.raises(SimulationError, match="4 of 230"):
         simulate(raising, x, **arguments)
+    assert not CALLS
+
+
+@FORKS
+@pytest.mark.parametrize("start", [None, "fork"])
+def test_a_row_that_hangs_is_cut_and_nothing_else_is_lost(serial, start):
+    started = time.monotonic()
+    found = r"1 of 230 simulations failed, rows 13; row 13, .*TimeoutError: .* within limit=0.5 s"
+    error = pytest.raises(SimulationError, match=found)
+    with pool(start) if start else nullcontext() as executor, error as caught:
+        simulate(hanging, parameters(), seed=5, chunk=20, limit=0.5, executor=executor)
+    assert time.monotonic() - started < 30  # 20 rows are halved five times
+    good = torch.arange(230) != 13
+    partial = caught.value.partial
+    assert same(Simulated(*(p[good] for p in partial)), Simulated(*(p[good] for p in serial)))
+
+
+def test_chunks_that_take_longer_than_the_limit_are_halved(serial):
+    def by_row(x, seeds):
+        time.sleep(0.01 * len(x))
+        return noisy(x, seeds)
+
+    assert same(simulate(by_row, parameters(), seed=5, chunk=230, limit=0.6), serial)
+
+
+def test_a_limit_is_refused_where_no_simulation_can_be_cut():
+    CALLS.clear()
+    refused = pytest.raises(SimulationError, match=r"230 of 230 .*LimitError: .* pool of processes")
+    with ThreadPoolExecutor(1) as executor, refused:
+        simulate(noisy, parameters(), seed=5, limit=1.0, executor=executor)
+    with pytest.raises(SimulationError, match="LimitError: limit must be a positive number"):
+        simulate(noisy, parameters(), seed=5, limit=0.0)
     assert not CALLS
 
 
@@ -375,6 +470,51 @@ def test_an_executor_that_is_shut_down_keeps_what_was_finished(tmp_path, serial,
     assert same(Simulated(*(p[:60] for p in partial)), Simulated(*(p[:60] for p in serial)))
     with pytest.raises(SimulationError, match="170 of 230"):
         simulate(noisy, parameters(), **arguments)
+
+
+@FORKS
+def test_a_simulator_of_one_row_in_numpy_gives_the_same_bits_everywhere(tmp_path):
+    x = parameters()
+    generators = map(np.random.default_rng, seeds(230, 5))
+    alone = list(map(decay, x.numpy(), generators))
+    simulated = simulate(OneByOne(decay), x, seed=5)
+    assert same(simulated, Simulated(torch.tensor(np.array(alone)), simulated.completed))
+    assert simulated.completed.sum() == np.isfinite(np.array(alone)).all(1).sum() < 230
+    with pool("fork") as processes, pool("spawn") as spawned, ThreadPoolExecutor(2) as threads:
+        for executor in (None, processes, spawned, threads):
+            how = {"executor": executor, "chunk": 20, "folder": tmp_path / str(executor)}
+            assert same(simulate(OneByOne(decay), x, seed=5, **how), simulated)
+    assert simulate(OneByOne(decay), x.float(), seed=5).y.dtype == torch.float32
+    assert simulate(OneByOne(decay), x[:0], seed=5).y.shape == (0, 0)
+    with pytest.raises(ValueError, match=r"another campaign: simulator .*OneByOne\(one=.*decay"):
+        simulate(OneByOne(np.add), x, seed=5, folder=tmp_path / "None")
+
+
+@pytest.mark.parametrize(
+    ("y", "got"),
+    [
+        (1.5, r"float64 of shape \(\)"),
+        (np.zeros((1, 4)), r"float64 of shape \(1, 4\)"),
+        (np.zeros(4) * 1j, r"complex128 of shape \(4,\)"),
+        (None, r"object of shape \(\)"),
+        (["a", "b", "c", "d"], r"<U1 of shape \(4,\)"),
+    ],
+)
+def test_what_a_simulator_of_one_row_returns_is_checked_and_the_row_is_named(y, got):
+    def careless(x, generator):
+        return y if x[0] == 77 else np.zeros(4)
+
+    found = rf"rows 77; row 77, with x = \[77.0, .* array of numbers \(m,\) .*, got {got}"
+    with pytest.raises(SimulationError, match=found):
+        simulate(OneByOne(careless), parameters(), seed=5, chunk=20)
+
+
+def test_rows_of_numpy_of_different_widths_are_refused_and_the_row_is_named():
+    def uneven(x, generator):
+        return np.zeros(2 + (x[0] == 77))
+
+    with pytest.raises(TypeError, match="3 columns of float64 for row 77, but 2 of float64 before"):
+        simulate(OneByOne(uneven), parameters(), seed=0, chunk=50)
 
 
 def wrong(case):
@@ -476,3 +616,5 @@ def test_dask_does_not_change_a_bit_even_when_a_worker_is_killed(serial):
             simulate(raising, parameters(), seed=5, chunk=50, executor=executor)
         assert caught.value.rows == [13]
         assert run(pow, [(1, 2), (3, 4)], executor=executor) == [1, 81]
+        with pytest.raises(TaskError, match=r"LimitError: .* limit=None with threads and dask"):
+            run(pow, [(1, 2)], executor=executor, limit=9.0)

@@ -62,14 +62,34 @@ def test_chapter_runs_in_smoke_and_saves_nothing(chapter, tmp_path):
     # a copy: beside this test, another worker may execute chapters, which write their claims
     results = shutil.copytree(RESULTS, tmp_path / "results")
     before = fingerprint(results)
+    # not beside the results: a reader may start a notebook from anywhere
+    (tmp_path / "elsewhere").mkdir()
     chapters.run_notebook(
         chapters.read_text(chapter),
         tmp_path / chapter.notebook.name,
-        cwd=tmp_path,
+        cwd=tmp_path / "elsewhere",
         run="smoke",
         device="cpu",
     )
     assert fingerprint(results) == before
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_papermill_runs_a_chapter_from_another_folder(tmp_path):
+    (page,) = (page for page in PAGES if page.name.startswith("13"))
+    command = [sys.executable, "-m", "papermill", page.notebook, "out.ipynb", "-p", "run", "saved"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.ipynb"]
+    found, kept = (nbformat.read(path, 4) for path in (tmp_path / "out.ipynb", page.notebook))
+    assert tables(found) == tables(kept)
+    assert tables(found)
+
+
+def tables(notebook):
+    """The Markdown that the cells of a notebook show."""
+    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
+    return [text for o in outputs if (text := o.get("data", {}).get("text/markdown"))]
 
 
 # --- the tool -----------------------------------------------------------------------------------

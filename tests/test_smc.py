@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal, Normal
 
+from ctdl_lib.learning import storage
 from experiments.simulation_based_inference import campaigns, smc
 from experiments.simulation_based_inference.campaigns import Simulated
 from experiments.simulation_based_inference.smc import (
@@ -341,6 +342,13 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     ]:
         with pytest.raises(ValueError, match=f"another run .{differing}"):
             next(Edge().run(checkpoint=path, **changed))
+
+
+@pytest.mark.parametrize("foreign", [[1], {"a": 1}, {"populations": [{"a": 1}]}, 1.0, "text"])
+def test_a_checkpoint_of_another_program_is_refused(tmp_path, foreign):
+    storage.save(tmp_path / "run", foreign)
+    with pytest.raises(ValueError, match="run belongs to another program: delete it"):
+        next(Edge().run(checkpoint=tmp_path / "run"))
 
 
 def test_a_checkpoint_of_another_observation_is_refused(tmp_path):

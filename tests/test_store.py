@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from ctdl_lib.learning import train
+from ctdl_lib.learning import storage, train
 from machinery.claims import Measurement
 from machinery.store import ResultError, Store, fetch
 
@@ -320,14 +321,12 @@ def strange_record(folder):
     (folder / "chapter" / "net.json").write_text('{"settings": {}}')
 
 
-def without_settings(folder):
-    path = folder / "chapter" / "net.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": None}))
+def change(part, value):
+    def spoil(folder):
+        path = folder / "chapter" / "net.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {part: value}))
 
-
-def losses_as_text(folder):
-    path = folder / "chapter" / "net.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"losses": "abc"}))
+    return spoil
 
 
 def truncate(folder):
@@ -350,8 +349,12 @@ FAULTS = {
     "missing weights": (lambda f: (f / "chapter" / "net.safetensors").unlink(), "is missing"),
     "broken record": (spoil_record, "is broken"),
     "a record of something else": (strange_record, "is broken"),
-    "no settings": (without_settings, "is broken"),
-    "losses that are text": (losses_as_text, "is broken"),
+    "a list": (lambda f: (f / "chapter" / "net.json").write_text("[1]"), "is broken"),
+    "not UTF-8": (lambda f: (f / "chapter" / "net.json").write_bytes(b"\xff{"), "is broken"),
+    "no settings": (change("settings", None), "is broken"),
+    "losses that are text": (change("losses", "abc"), "is broken"),
+    "seconds that are text": (change("seconds", "abc"), "is broken"),
+    "no versions": (change("versions", None), "is broken"),
     "truncated weights": (truncate, "truncated or no safetensors"),
     "a pickle": (pickle, "truncated or no safetensors"),
     "weights of another run": (swap, "not the file that its record describes"),
@@ -367,6 +370,35 @@ def test_a_broken_result_is_refused_with_the_remedy(name, tmp_path):
         load(tmp_path)
     assert "make train CHAPTER=chapter" in str(caught.value)
     assert 'run = "explore"' in str(caught.value)
+
+
+def test_exploring_trains_anew_what_is_broken_and_leaves_it_there(tmp_path):
+    trained(tmp_path / "book")
+    change("seconds", "abc")(tmp_path / "book")
+    before = contents(tmp_path / "book")
+    assert len(explore(tmp_path).losses) == 5
+    assert contents(tmp_path / "book") == before
+
+
+@pytest.mark.parametrize("foreign", [[1], {"a": 1}, 1.0, None])
+def test_a_checkpoint_that_holds_no_record_is_refused(tmp_path, foreign):
+    store = Store("chapter", "train", folder=tmp_path)
+    store.measure("m", {"n": 3}, dict)
+    (checkpoint,) = (tmp_path / "chapter").glob("m.*.checkpoint.safetensors")
+    storage.save(checkpoint, foreign)
+    with pytest.raises(ResultError, match=f"{checkpoint} holds no record: delete it and run again"):
+        store.measure("m", {"n": 3}, lambda: pytest.fail("it measures"))
+
+
+def test_claims_that_cannot_be_read_are_named(tmp_path):
+    store = Store("chapter", "saved", folder=tmp_path)
+    store.claims([Measurement("a", "a slide", "a number", 1.0)])
+    path = tmp_path / "claims" / "chapter.json"
+    path.write_text("<<<<<<< ours\n" + path.read_text())
+    before = contents(tmp_path)
+    with pytest.raises(ResultError, match=r"chapter.json is broken .*: delete it and run again"):
+        store.claims([])
+    assert contents(tmp_path) == before
 
 
 def test_other_settings_are_named(tmp_path):
@@ -392,6 +424,22 @@ def test_two_processes_that_write_one_result_lose_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     temporary = [p for p in (tmp_path / "chapter").iterdir() if p.name.startswith(".net.json.")]
     assert not temporary
+
+
+def test_a_chapter_trained_twice_at_the_same_time_gives_the_bits_of_one_training(tmp_path):
+    """Twenty pairs of processes, of which the second starts at a random moment of the first."""
+    seed = str(int.from_bytes(tmp_path.name.encode()[-4:]))
+    script = Path(__file__).with_name("interrupted.py")
+    done = subprocess.run(
+        [sys.executable, script, "pairs", tmp_path, seed],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    resumed, of, *_ = map(int, re.findall(r"\d+", done.stdout))
+    assert of == 40
+    assert resumed > 4  # so that the two did meet
 
 
 @pytest.mark.parametrize("name", ["../net", "a/b", "/tmp/net", "..", ".net", ""])

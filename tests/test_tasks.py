@@ -3,7 +3,9 @@ import multiprocessing
 import operator
 import os
 import signal
+import time
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,6 +78,32 @@ def test_no_tasks_have_no_results(tmp_path):
     assert run(divide, []) == run(divide, [], folder=tmp_path) == []
 
 
+def hanging(seconds):
+    time.sleep(seconds)
+    return seconds
+
+
+@FORKS
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_task_that_hangs_is_cut_and_the_others_go_on(parallel):
+    started = time.monotonic()
+    with pool() if parallel else nullcontext() as executor:
+        found = r"1 of 4 tasks failed; number 1: TimeoutError: .* did not end within limit=0.3 s"
+        with pytest.raises(TaskError, match=found) as caught:
+            run(hanging, [(0.0,), (60.0,), (0.1,), (0.0,)], executor=executor, limit=0.3)
+        assert caught.value.results == [0.0, None, 0.1, 0.0]
+        # the alarm is gone with its task
+        assert run(hanging, [(0.4,)], executor=executor) == [0.4]
+    assert time.monotonic() - started < 20
+
+
+def test_where_no_task_can_be_cut_a_limit_is_refused():
+    with ThreadPoolExecutor(2) as executor:
+        with pytest.raises(TaskError, match=r"LimitError: .* main thread .* a pool of processes"):
+            run(divide, [(1, 2)], executor=executor, limit=1.0)
+        assert run(divide, [(1, 2)], executor=executor) == [0.5]
+
+
 def test_few_tasks_wait_at_a_time_however_many_there_are(monkeypatch):
     monkeypatch.setattr(tasks, "WINDOW", 3)
     made = []
@@ -129,6 +157,14 @@ def test_finished_tasks_are_read_and_not_called_again(tmp_path):
     assert not CALLS
     # another function with the same arguments
     assert run(operator.add, repaired, folder=tmp_path) == [3.0, 9.0, 8.0, 9.0]
+
+
+def test_a_broken_result_is_named_with_the_remedy(tmp_path):
+    run(divide, [(1.0, 2.0), (3.0, 4.0)], folder=tmp_path)
+    file = sorted(tmp_path.iterdir())[1]
+    file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(ValueError, match=f"{file} is truncated .*: delete it and run again"):
+        run(divide, [(1.0, 2.0), (3.0, 4.0)], folder=tmp_path)
 
 
 @FORKS

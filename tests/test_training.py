@@ -247,6 +247,12 @@ def test_the_average_is_that_of_the_parameters_after_each_step():
     assert not torch.allclose(averaged.weight, raw.weight, atol=1e-3)
 
 
+def test_a_checkpoint_that_is_deleted_after_a_look_at_it_is_none(tmp_path, monkeypatch):
+    """Another process that trains the same may end and clear up at any moment."""
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    assert len(list(train(linear(), square, data, steps=3, checkpoint=tmp_path / "run"))) == 3
+
+
 def test_an_average_goes_on_bit_identical(tmp_path):
     def start(checkpoint, until):
         net = linear()
@@ -310,6 +316,13 @@ def test_a_checkpoint_of_another_optimizer_leaves_the_model_as_it_was(tmp_path):
     with pytest.raises(ValueError, match=r"made by Adam, not by SGD.* delete it"):
         list(train(other, square, data, steps=3, checkpoint=file, optimizer=optimizer))
     assert torch.equal(other.weight, before)
+
+
+@pytest.mark.parametrize("foreign", [[1], {"a": 1}, torch.ones(2), 1.0, None])
+def test_a_checkpoint_of_another_program_is_refused(tmp_path, foreign):
+    storage.save(tmp_path / "run", foreign)
+    with pytest.raises(ValueError, match=r"run belongs to another run .*: delete it and run again"):
+        next(train(linear(), square, data, steps=3, checkpoint=tmp_path / "run"))
 
 
 @pytest.mark.parametrize("lost", ["history", "optimizer", "kind", "model"])

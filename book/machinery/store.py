@@ -160,9 +160,8 @@ class Store:
             if found is not None:
                 return found
         checkpoint = self._checkpoint(name, settings)
-        if self.run != "smoke" and checkpoint.exists():
-            record = Record(**storage.load(checkpoint))
-        else:
+        record = None if self.run == "smoke" else _measured(checkpoint)
+        if record is None:
             started = time.monotonic()
             numbers = _as_json(compute())
             record = _record(settings, numbers, [], time.monotonic() - started, device)
@@ -180,13 +179,13 @@ class Store:
         if self.run in ("saved", "train"):
             path = self.folder / "claims" / f"{self.chapter}.json"
             new = [row.row for row in rows]
-            old = json.loads(path.read_text("utf-8")) if path.is_file() else None
+            old = _rows(path) if path.is_file() else None
             if new != old and not (self.run == "saved" and _is_close(old, new)):
                 text = json.dumps(new, indent=1, ensure_ascii=False) + "\n"
                 storage.write(path, text.encode())
         if self.run == "train":
             for checkpoint in (self.folder / self.chapter).glob("*.checkpoint.safetensors"):
-                checkpoint.unlink()
+                checkpoint.unlink(missing_ok=True)  # another process may end this chapter, too
         return claims.table(rows)
 
     def _found(
@@ -319,7 +318,8 @@ class Store:
                 raise ResultError(f"{path} is missing")
         try:
             record = Record(**json.loads(record_path.read_text()))
-            kinds = {"settings": dict, "numbers": dict, "losses": list}
+            kinds = {"settings": dict, "numbers": dict, "losses": list, "seconds": float}
+            kinds |= {"versions": dict, "device": str, "processor": str}
             for part, kind in kinds.items():
                 if not isinstance(getattr(record, part), kind):
                     raise TypeError(f"{part} is no {kind.__name__}")
@@ -388,6 +388,23 @@ def fetch(address: str, sha256: str, folder: Path = Path("results")) -> Path:
 def _key(settings: dict) -> str:
     """A short name of settings, other for other settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _measured(checkpoint: Path) -> Record | None:
+    """The record that a chapter left there before it was killed."""
+    try:
+        return Record(**storage.load(checkpoint))
+    except FileNotFoundError:
+        return None
+    except TypeError as error:
+        raise ResultError(f"{checkpoint} holds no record: delete it and run again") from error
+
+
+def _rows(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ResultError(f"{path} is broken ({error}): delete it and run again") from error
 
 
 def _is_close(old: Any, new: Any) -> bool:

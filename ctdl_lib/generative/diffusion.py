@@ -156,6 +156,10 @@ class ProbabilityFlow(nn.Module):
     model. To choose their first step, adaptive solvers may evaluate v outside of [0, 1]. There v
     takes its value at the nearest end.
 
+    A law much narrower than s(`first`) of the score comes out too wide. For N(0, .003²) and its
+    exact score, log p is .43 nat too small in the mean with first=1e-3, and less than .001 with
+    first=1e-5.
+
     Reference: song2021score, section 4.3.
     """
 

@@ -99,7 +99,7 @@ def train(
     rates = [group["lr"] for group in optimizer.param_groups]
     done: list[Step] = []
     mean = None if average is None else _copies(model)
-    if checkpoint is not None and checkpoint.exists():
+    if checkpoint is not None:
         done = _restore(checkpoint, model, optimizer, steps, mean)
         if len(done) == steps:
             _replace(model, mean)
@@ -281,7 +281,10 @@ def _keep(path: Path, model, optimizer, steps: int, done: list[Step], mean) -> N
 
 
 def _restore(path: Path, model, optimizer, steps: int, mean) -> list[Step]:
-    kept, before = storage.load(path), copy.deepcopy(model.state_dict())
+    try:
+        kept, before = storage.load(path), copy.deepcopy(model.state_dict())
+    except FileNotFoundError:  # not asked before: another process may delete it in between
+        return []
     try:
         if kept["steps"] != steps:
             raise ValueError(f"it was made for steps={kept['steps']}, not {steps}")
@@ -292,7 +295,7 @@ def _restore(path: Path, model, optimizer, steps: int, mean) -> list[Step]:
         optimizer.load_state_dict(kept["optimizer"])
         for name, value in (mean or {}).items():
             value.copy_(kept["average"][name])
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         model.load_state_dict(before)
         raise ValueError(
             f"the checkpoint {path} belongs to another run ({error}): delete it and run again"

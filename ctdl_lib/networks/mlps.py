@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..dynamics.stepping import same_shape
 from .embeddings import Time, times_like
 
 
@@ -47,6 +48,7 @@ class MLP(nn.Module):
         y: Float[Tensor, "batch context_dim"] | None = None,
     ) -> Float[Tensor, "batch d"]:
         """The velocity v(t, x) or v(t, x, y), where t is one time or one time per sample."""
+        same_shape(x, (len(x), self.d), "x")  # where it is called by a denoiser, for one
         time = [times_like(t, x)[:, None]] if self.time else []
         x = torch.cat([x, *time, *([] if y is None else [y])], 1)
         for i, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ctdl_lib.learning import storage
 
-from .tasks import NOT_RUN, first_error, identity, outcomes, portable
+from .tasks import NOT_RUN, LimitError, first_error, identity, outcomes, portable, within
 
 
 class Simulated(NamedTuple):
@@ -30,6 +31,42 @@ class Simulated(NamedTuple):
 # is NaN or infinite a simulator raises ValueError, where the seeds are not uint64 TypeError; what
 # it cannot simulate it returns as not completed.
 Simulator = Callable[[Float[Tensor, "n d"], UInt64[np.ndarray, " n"]], Simulated]
+
+
+@dataclass(frozen=True)
+class OneByOne:
+    """A simulator that calls `one(x, generator)`, written in NumPy, for one row at a time::
+
+        def decay(x, generator):
+            return x[0] * np.exp(-x[1] * np.arange(5)) + generator.normal(size=5)
+
+        y, completed = simulate(OneByOne(decay), torch.rand(100, 2), seed=0)
+
+    `one` gets the parameters (d,) and a generator with the seed of the row, and returns the
+    observation (m,), which takes the dtype of x; NaN in all entries says that it did not complete.
+    """
+
+    one: Callable[[Float[np.ndarray, " d"], np.random.Generator], np.ndarray]
+
+    def __call__(self, x: Float[Tensor, "n d"], seeds: UInt64[np.ndarray, " n"]) -> Simulated:
+        """The observations of all rows.
+
+        Raises:
+            ValueError: one of them is no array of numbers (m,), or not as long as the first.
+        """
+        rows = x.detach().cpu().numpy()
+        found = [
+            np.asarray(self.one(row, np.random.default_rng(seed)))
+            for row, seed in zip(rows, seeds, strict=True)
+        ]
+        for y in found:
+            if y.ndim != 1 or y.dtype.kind not in "fiub" or y.shape != found[0].shape:
+                raise ValueError(
+                    f"the observation of a row must be an array of numbers (m,) with one m for all "
+                    f"rows, got {y.dtype} of shape {y.shape}"
+                )
+        y = torch.from_numpy(np.array(found or np.empty((0, 0)), rows.dtype)).to(x.device)
+        return Simulated(y, ~y.isnan().all(1))
 
 
 class SimulationError(RuntimeError):
@@ -52,19 +89,24 @@ def simulate(
     seed: int | Sequence[int],
     executor: Executor | None = None,
     chunk: int = 1000,
+    limit: float | None = None,
     folder: Path | None = None,
     progress: Callable[..., Iterable] = lambda chunks, total, desc: chunks,
 ) -> Simulated:
     """The simulations of all rows of x, the same bits for any executor, workers and chunk.
 
     A chunk in which the simulator raises is halved until the rows that fail are found: log₂(chunk)
-    times its work where one row fails, and twice as much where all do so at once.
+    times its work where one row fails, and twice as much where all do so at once. So is one that
+    takes longer than `limit` seconds, until the rows that hang are cut and reported as failed.
 
     Args:
-        simulator: a function that other processes can import, or a method of a frozen dataclass.
+        simulator: a function that other processes can import, or a method of a frozen dataclass;
+            `OneByOne` makes one of a function in NumPy for a single row.
         executor: this process by default; a pool of processes; on a cluster, `get_executor()` of a
             client of `dask.distributed`, which runs again what a dead worker has lost.
         chunk: the number of rows that a worker simulates at once.
+        limit: the seconds that one call of the simulator may take; see `tasks.within`, which cannot
+            cut what runs in threads or in workers of dask and says so.
         folder: finished chunks are written there, and a campaign that was killed goes on there,
             with any executor and chunk. The simulator's code is not compared: empty the folder when
             it changes.
@@ -75,8 +117,8 @@ def simulate(
             process died; all that could be simulated is in its `partial`, and in the folder. Which
             row kills its process is found with chunk=1 and one worker; it should not complete.
         TypeError: the simulator returned something else than it should.
-        ValueError: x is not finite; the folder belongs to another campaign; with a folder, the
-            simulator has no `tasks.identity`.
+        ValueError: x is not finite; the folder belongs to another campaign, or a file of it is
+            broken; with a folder, the simulator has no `tasks.identity`.
     """
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
@@ -87,7 +129,7 @@ def simulate(
         _claim(folder / "campaign.json", campaign.x, seed, identity(simulator))
     # No rows at all are one chunk, too: its simulation tells how wide an observation is.
     parts = [slice(a, min(a + chunk, len(x))) for a in range(0, max(len(x), 1), chunk)]
-    with closing(_chunks(simulator, campaign, parts, executor, folder)) as chunks:
+    with closing(_chunks(simulator, campaign, parts, executor, limit, folder)) as chunks:
         for _ in progress(chunks, total=len(parts), desc="simulations"):
             pass
     simulated = campaign.simulated(x.device)
@@ -158,7 +200,13 @@ class _Campaign:
 
     def restore(self, folder: Path) -> None:
         for path in sorted(folder.glob("*.safetensors")):
-            self.place(_Rows(*(array.numpy() for array in storage.load(path))))
+            try:
+                self.place(_stored(storage.load(path), len(self.x)))
+            except TypeError as error:
+                raise ValueError(
+                    f"{path} is no chunk of this campaign ({error}): delete it, and its rows are "
+                    "simulated again"
+                ) from error
 
     def simulated(self, device: torch.device) -> Simulated:
         y = np.full((len(self.x), 0), np.nan, self.x.dtype) if self.y is None else self.y
@@ -170,6 +218,7 @@ def _chunks(
     campaign: _Campaign,
     parts: list[slice],
     executor: Executor | None,
+    limit: float | None,
     folder: Path | None,
 ) -> Generator[int]:
     """The numbers of chunks as they are done, those that the folder already has first."""
@@ -181,7 +230,7 @@ def _chunks(
             yield k
         else:
             todo.append(k)
-    tasks = ((simulator, *campaign.task(parts[k])) for k in todo)
+    tasks = ((simulator, limit, *campaign.task(parts[k])) for k in todo)
     with closing(outcomes(_simulate_rows, tasks, executor)) as chunks:
         for index, done, error in chunks:
             if isinstance(error, _ReturnError):
@@ -199,7 +248,11 @@ def _chunks(
 
 
 def _simulate_rows(
-    simulator: Simulator, x: np.ndarray, seeds: np.ndarray, rows: np.ndarray
+    simulator: Simulator,
+    limit: float | None,
+    x: np.ndarray,
+    seeds: np.ndarray,
+    rows: np.ndarray,
 ) -> _Done:
     """What the rows gave; where the simulator raises, what each half gives.
 
@@ -207,7 +260,9 @@ def _simulate_rows(
     """
     try:
         # a copy: what an executor hands over may be read-only
-        returned, raised = simulator(torch.tensor(x), seeds), None
+        returned, raised = within(limit, simulator, torch.tensor(x), seeds), None
+    except LimitError:
+        raise
     except Exception as error:
         returned, raised = None, error
     if raised is None:
@@ -223,7 +278,7 @@ def _simulate_rows(
     if len(rows) == 1:
         return _Done([], (int(rows[0]), portable(raised)))
     a, b = (
-        _simulate_rows(simulator, x[half], seeds[half], rows[half])
+        _simulate_rows(simulator, limit, x[half], seeds[half], rows[half])
         for half in (slice(len(rows) // 2), slice(len(rows) // 2, None))
     )
     return _Done(a.pieces + b.pieces, a.failure or b.failure)
@@ -246,6 +301,20 @@ def _checked(returned: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         f"and torch.bool completed of shape ({n},); for rows {rows[:1]} to {rows[-1:]} it returned "
         f"{' and '.join(got)}"
     )
+
+
+def _stored(piece: Any, n: int) -> _Rows:
+    """The rows of a finished chunk, if it can be one of a campaign of n rows."""
+    match piece:
+        case [
+            Tensor(ndim=1, dtype=torch.int64) as rows,
+            Tensor(ndim=2) as y,
+            Tensor(ndim=1, dtype=torch.bool) as completed,
+        ]:
+            good = len(rows) == len(y) == len(completed) and y.is_floating_point()
+            if good and ((rows >= 0) & (rows < n)).all() and y[completed].isfinite().all():
+                return _Rows(rows.numpy(), y.numpy(), completed.numpy())
+    raise TypeError(f"it does not hold finite observations of some of the rows 0 to {n - 1}")
 
 
 def _simulation_error(campaign: _Campaign, partial: Simulated) -> SimulationError:
@@ -273,9 +342,19 @@ def _claim(path: Path, x: np.ndarray, seed: int | Sequence[int], name: str) -> N
         "hash of x": hashlib.sha256(x.tobytes()).hexdigest(),
         "seed": np.asarray(seed).tolist(),
     }
+    afresh = "choose another folder, or delete it to start afresh"
     if not path.exists():
+        if any(path.parent.glob("*.safetensors")):
+            raise ValueError(
+                f"{path} is missing, which says whose the files beside it are: {afresh}"
+            )
         storage.write(path, (json.dumps(identity, indent=1) + "\n").encode())
-    stored = json.loads(path.read_text())
+    try:
+        stored = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} is broken ({error}), so {path.parent} is lost: {afresh}"
+        ) from error
     differing = [
         f"{key} is {stored.get(key)!r} there and {value!r} here"
         for key, value in identity.items()
@@ -284,5 +363,5 @@ def _claim(path: Path, x: np.ndarray, seed: int | Sequence[int], name: str) -> N
     if differing:
         raise ValueError(
             f"the folder {path.parent} belongs to another campaign: {', '.join(differing)}; "
-            "choose another folder, or delete it to start afresh"
+            + afresh
         )

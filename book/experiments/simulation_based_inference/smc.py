@@ -295,10 +295,15 @@ def _entries(identity: Mapping[str, Any]) -> dict[str, Any]:
 def _restored(
     checkpoint: Path, settings: dict[str, Any], tolerances: tuple[float, ...]
 ) -> list[Population]:
-    if not checkpoint.exists():
+    try:
+        kept = {**storage.load(checkpoint)}
+        populations = [Population(**population) for population in kept.pop("populations")]
+    except FileNotFoundError:
         return []
-    kept = storage.load(checkpoint)
-    populations = [Population(**population) for population in kept.pop("populations")]
+    except (LookupError, TypeError) as error:
+        raise ValueError(
+            f"the checkpoint {checkpoint} belongs to another program: delete it to start afresh"
+        ) from error
     shared = min(len(populations), len(tolerances))
     kept["tolerances"] = tuple(p.tolerance for p in populations[:shared])
     wanted = settings | {"tolerances": tolerances[:shared]}

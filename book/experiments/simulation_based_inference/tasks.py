@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import hashlib
+import signal
+import threading
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
@@ -43,11 +45,16 @@ class TaskError(RuntimeError):
         self.failed, self.results = failed, results
 
 
+class LimitError(RuntimeError):
+    """A time limit is no positive number, or was asked for where nothing can interrupt a task."""
+
+
 def run(
     function: Callable[..., Any],
     arguments: Sequence[Sequence],
     *,
     executor: Executor | None = None,
+    limit: float | None = None,
     folder: Path | None = None,
     progress: Callable[..., Iterable] = lambda tasks, total, desc: tasks,
 ) -> list:
@@ -58,6 +65,7 @@ def run(
     Args:
         executor: this process by default; a pool of processes; on a cluster, `get_executor()` of a
             client of `dask.distributed`, which runs again what a dead worker has lost.
+        limit: the seconds after which a task is cut and fails with TimeoutError; see `within`.
         folder: each result is written there when its task is done, and read there when the same
             function is to be called with the same arguments at the same place of the list, which
             may have grown. Results are then nests of numbers, strings, tensors, None, lists, tuples
@@ -72,7 +80,7 @@ def run(
     """
     results: list = [None] * len(arguments)
     failed: dict[int, BaseException] = dict.fromkeys(range(len(arguments)), NOT_RUN)
-    with closing(_kept_outcomes(function, arguments, executor, folder)) as done:
+    with closing(_kept_outcomes(function, arguments, executor, limit, folder)) as done:
         for index, result, error in progress(done, total=len(arguments), desc="tasks"):
             results[index] = result
             failed.pop(index)
@@ -83,6 +91,39 @@ def run(
         message += "the results of the others are in .results of this error"
         raise TaskError(message, failed, results) from cause
     return results
+
+
+def within(limit: float | None, function: Callable, *args) -> Any:
+    """The result of `function(*args)`; TimeoutError after `limit` seconds, where it is not None.
+
+    An alarm of the operating system cuts the call, in this process or in a pool of processes. It
+    waits for compiled code until that returns to Python.
+
+    Raises:
+        LimitError: the limit is not positive; this is Windows, or no main thread, as in pools of
+            threads and workers of dask.
+    """
+    if limit is None:
+        return function(*args)
+    if not limit > 0:
+        raise LimitError(f"limit must be a positive number of seconds or None, got {limit}")
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not hasattr(signal, "setitimer"):
+        raise LimitError(
+            "limit= cuts tasks in the main thread of a process only, and not on Windows: use a "
+            "pool of processes or no executor, or limit=None with threads and dask"
+        )
+
+    def stop(number, frame):
+        raise TimeoutError(f"it was cut since it did not end within limit={limit} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    try:
+        return function(*args)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def identity(value: Any) -> str:
@@ -174,11 +215,13 @@ def _kept_outcomes(
     function: Callable,
     arguments: Sequence[Sequence],
     executor: Executor | None,
+    limit: float | None,
     folder: Path | None,
 ) -> Generator[tuple[int, Any, BaseException | None]]:
     """The outcomes; those that the folder has come first, and others are written there."""
+    limited = functools.partial(within, limit, function)
     if folder is None:
-        yield from outcomes(function, arguments, executor)
+        yield from outcomes(limited, arguments, executor)
         return
     files = [_file(folder, index, function, args) for index, args in enumerate(arguments)]
     todo = []
@@ -187,7 +230,7 @@ def _kept_outcomes(
             yield index, storage.load(file), None
         else:
             todo.append(index)
-    with closing(outcomes(function, (arguments[index] for index in todo), executor)) as done:
+    with closing(outcomes(limited, (arguments[index] for index in todo), executor)) as done:
         for k, result, error in done:
             if error is None:
                 for kind in _strangers(result):
