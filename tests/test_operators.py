@@ -6,8 +6,8 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional
 
-from ctdl_lib.generative import resample
 from ctdl_lib.networks import FNO, SpectralConv, time_features
+from experiments.function_space.grids import resample
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

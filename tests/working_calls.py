@@ -65,8 +65,6 @@ schedule = generative.Schedule()
 denoiser = generative.Denoiser(mlp, std=1.0)
 score = generative.Score(denoiser, schedule)
 ode = generative.ProbabilityFlow(score, schedule)
-laplacian = generative.Laplacian(2.0)
-both = generative.Sum((laplacian, laplacian))
 scaling, box = generative.Standardization(D).fit(x), generative.BoxScaling([-9.0, -9.0], [9.0, 9.0])
 auto = potentials.AutodiffPotential(nn.Module())
 auto.net.forward = lambda t, x: mean(x) + t
@@ -332,17 +330,6 @@ CALLS = [
         {"score": still, "noise": lambda: x, "schedule": schedule, "steps": 2},
         {},
     ),
-    (generative.Laplacian, {"s": 2.0, "mean": 1.0, "level": 1.0}, {}),
-    (generative.Sum, {"parts": (laplacian,), "level": 1.0}, {}),
-    (laplacian.spectrum, {"n": 8}, {}),
-    (laplacian.sample, {"count": 2, "n": 8, "generator": gen()}, {}),
-    (laplacian.apply, {"u": u}, {}),
-    (laplacian.apply_sqrt, {"u": u}, {}),
-    (laplacian.log_prob, {"u": u}, {}),
-    (both.log_prob, {"u": u}, {}),
-    (laplacian.normalized, {"n": 8}, {}),
-    (laplacian.check, {"u": u}, {}),
-    (generative.resample, {"u": u, "n": 16}, {}),
     (generative.transport, {"potential": phi, "x": x, "steps": 2}, {}),
     (generative.ot_flow, {"potential": phi, "x": x, "steps": 2, "likelihood": 1.0, "hjb": 1.0}, {}),
     (
