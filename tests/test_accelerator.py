@@ -20,9 +20,10 @@ from ctdl_lib.networks import MLP, ResNet, architectures
 from ctdl_lib.networks.operators import FNO
 from ctdl_lib.potentials import AutodiffPotential, ConvexPotential, ResNetPotential
 from ctdl_lib.problems.control import LinearQuadratic
-from experiments.function_space import grids, priors
+from experiments.function_space import comparisons, grids, priors
 from experiments.function_space.unets import UNet
 from experiments.mean_field_games.games import crowd_motion
+from experiments.ot_flow import rivals
 
 N = 12
 
@@ -391,10 +392,10 @@ def distances(to):
     logits, label = to(drawn(N, 3)), to(torch.arange(N) % 3)
     return None, lambda: torch.tensor(
         [
-            metrics.mmd(x, y, bandwidth=1.0),
-            metrics.energy_distance(x, y),
+            rivals.mmd(x, y, bandwidth=1.0),
+            comparisons.energy_distance(x, y),
             metrics.sliced_wasserstein(x, y, projections=5, generator=seeded()),
-            metrics.vendi(x),
+            comparisons.vendi(x),
             metrics.c2st(x, y, seed=0, folds=2),
             metrics.accuracy(logits, label),
             float(metrics.cross_entropy(logits, label)),
