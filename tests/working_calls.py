@@ -98,13 +98,6 @@ class Game:
         return generative.MeanFieldCost(mean(x), mean(x))
 
 
-class Half:
-    """The half plane x₁ > 0."""
-
-    def inside(self, x):
-        return x[:, 0] > 0
-
-
 def squared(model, batch):
     return model(batch).square().mean()
 
@@ -286,8 +279,6 @@ CALLS = [
     (flow.log_prob, {"x": x}, {"x": any_type}),
     (flow.sample, {"n": 3, "generator": gen()}, {}),
     (flow.sample_with_log_prob, {"n": 3, "generator": gen()}, {}),
-    (flow.sample_inside, {"support": Half(), "n": 3, "generator": gen(), "attempts": 100}, {}),
-    (flow.mode, {"n": 3, "generator": gen(), "steps": 3}, {}),
     (flow.objective, {"x": x, "steps": 2, "likelihood": 1.0, "hjb": 1.0}, {"x": any_type}),
     (flow.standardize, {"x": x}, {"x": any_type}),
     (given.standardize, {"x": x, "y": c}, {"x": any_type, "y": any_type}),
