@@ -346,9 +346,9 @@ BAD = {
         r"got \(8, 8\)",
     ),
     "no modes": (lambda: network(modes=0), "modes=0"),
-    "no layers": (lambda: network(layers=0), "layers=0"),
-    "an odd width": (lambda: network(width=5), "width=5 even"),
-    "a narrow network": (lambda: network(width=2), "width=2 even and at least 4"),
+    "no layers": (lambda: network(layers=0), "at least 1, got layers=0"),
+    "an odd width": (lambda: network(width=5), "width=5 must be even"),
+    "a narrow network": (lambda: network(width=2), "width=2 must be even and at least 4"),
     "odd features": (lambda: by_hand(time_features)(torch.zeros(1), 5), "even .* got 5"),
     "few features": (lambda: by_hand(time_features)(torch.zeros(1), 2), "at least 4, got 2"),
 }

@@ -69,7 +69,7 @@ def rollout(
     """
     if trained_on is not None:
         _warn_outside(x, trained_on)
-    _check_driver(sigma_of(problem, x), steps, method, generator is None and dW is None)
+    _check_driver(sigma_of(problem, x), method, generator is None and dW is None)
     if method == "rk4":
         path = _deterministic(problem, policy, x, steps)
     else:
@@ -115,12 +115,8 @@ def _deterministic(problem: ControlProblem, policy: Policy, x: Tensor, steps: in
     return Rollout(t, states, running[-1], _terminal_cost(problem, states[-1]), None)
 
 
-def _check_driver(sigma: Sigma, steps: int, method: str, silent: bool) -> None:
-    """Refuse invalid `steps`, an unknown method, and noise that does not fit σ."""
-    if steps < 1:
-        raise ValueError(f"steps={steps} must be at least 1")
-    if method not in ("euler_maruyama", "rk4"):
-        raise ValueError(f'method must be "euler_maruyama" or "rk4", got {method!r}')
+def _check_driver(sigma: Sigma, method: str, silent: bool) -> None:
+    """Refuse a method and a source of noise that do not fit σ."""
     noisy = isinstance(sigma, Tensor) or sigma != 0
     if noisy and method == "rk4":
         raise ValueError('method="rk4" needs diffusion = 0; with noise use "euler_maruyama"')

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..dynamics.stepping import clock, same_shape
-from .problem import ControlProblem, check_parts, rates_of, sigma_of
+from .problem import ControlProblem, rates_of, sigma_of
 
 Box = tuple[Tensor, Tensor]
 
@@ -48,7 +48,6 @@ def check(
         ValueError: a part has a wrong shape or is not finite, a control is cheaper than u*, or a
             derivative is wrong. The message names the part.
     """
-    check_parts(problem)
     if not 0 < float(problem.horizon) < float("inf"):
         raise ValueError(f"horizon must be positive and finite, got {problem.horizon}")
     sigma_of(problem, x)

@@ -56,8 +56,6 @@ class ResNet(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"{layers=} must be at least 1")
         if reverse and architecture.scheme.inverse is None:
             raise ValueError(NO_INVERSE)
         self.architecture, self.reverse = architecture, reverse
@@ -156,7 +154,7 @@ class ResNet(nn.Module):
         Raises:
             ValueError: `layers` is not N times a power of two.
         """
-        doublings = math.log2(layers / self.layers) if layers >= 1 else -1.0
+        doublings = math.log2(layers / self.layers)
         if doublings < 0 or not doublings.is_integer():
             raise ValueError(
                 f"layers={layers} must be {self.layers} times a power of two: take"
