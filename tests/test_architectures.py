@@ -8,8 +8,8 @@ from torch import tanh
 
 from ctdl_lib.dynamics import integrate
 from ctdl_lib.metrics import observed_orders
-from ctdl_lib.networks import ResNet, antisymmetric_field
-from ctdl_lib.networks.architectures import PLAIN, architectures
+from ctdl_lib.networks import ResNet
+from ctdl_lib.networks.architectures import PLAIN, antisymmetric_field, architectures
 
 ALL = architectures(gamma=0.3)
 REVERSIBLE = [name for name, a in ALL.items() if a.scheme.inverse is not None]

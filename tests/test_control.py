@@ -680,7 +680,10 @@ BAD = {
     "rk4 with a matrix": (simulated(SIGMA, generator=seeded(), method="rk4"), "diffusion = 0"),
     "no source of noise": (simulated(0.3), "generator="),
     "two sources of noise": (simulated(0.3, generator=seeded(), dW=torch.ones(3, 4, 2)), "exactly"),
-    "short noise": (simulated(0.3, dW=torch.ones(2, 4, 2)), "dW has 2 increments, but steps=3"),
+    "short noise": (
+        simulated(0.3, dW=torch.ones(2, 4, 2)),
+        r"dW must have shape \(3, 4, 2\), got \(2, 4, 2\)",
+    ),
     "no steps of the objective": (weighed(steps=0), "must be at least 1"),
     "a negative weight": (weighed(hjb=-1.0), "must not be negative.*'hjb': -1.0"),
     "no weight": (weighed(cost=0.0), "nor all zero"),

@@ -204,7 +204,7 @@ CALLS = [
     (fno.forward, {"t": 0.3, "u": u}, {"u": wide}),
     (networks.SpectralConv, {"inputs": 3, "outputs": 4, "modes": 2}, {}),
     (conv.forward, {"u": torch.randn(8, 8, N, 3)}, {}),
-    (networks.antisymmetric_field, {"gamma": 0.1}, {}),
+    (architectures.antisymmetric_field, {"gamma": 0.1}, {}),
     (networks.time_features, {"t": t, "count": 6}, {"t": wide}),
     (lambda start: networks.tikhonov(start), {"start": weights}, {"start": any_shape}),
     (networks.time_smoothness, {"theta": weights, "h": 0.25}, {"theta": any_shape}),

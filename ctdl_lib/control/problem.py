@@ -74,6 +74,11 @@ def rates_of(problem: ControlProblem, t: Time, x: Tensor, u: Tensor) -> tuple[Te
         raise ValueError(f"{error}; check(problem, x) examines every part") from error
 
 
+def terminal_cost_of(problem: ControlProblem, x: Tensor) -> Tensor:
+    """The terminal cost G(x), after a check of its shape."""
+    return same_shape(problem.terminal_cost(x), x.shape[:1], "terminal_cost(x)")
+
+
 def hjb_residual(
     problem: ControlProblem, potential: Potential, t: Time, x: Float[Tensor, "batch d"]
 ) -> Float[Tensor, " batch"]:

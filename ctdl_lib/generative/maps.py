@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..dynamics.calculus import Transformed, standard_normal_log_prob
+from ..dynamics.stepping import normal
 from ..potentials.potential import Conditional
 from .scaling import BoxScaling, Rows, Standardization, refuse
 
@@ -136,8 +137,7 @@ class TransportMap(Conditional):
     def reference(self, n: int, generator: torch.Generator) -> Float[Tensor, "{n} d"]:
         """The n points z ~ N(0, I), on the device of the map."""
         like = next(self.data.buffers())
-        z = torch.randn((n, self.d), generator=generator, device=generator.device, dtype=like.dtype)
-        return z.to(like)
+        return normal((n, self.d), generator, like)
 
     def rows(self: Map, rows: Tensor) -> Map:
         """The same map with the contexts of these samples alone."""
