@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ctdl_lib.generative import Denoiser, Laplacian, Schedule, Score, sample_sde
+from ctdl_lib.generative import Denoiser, Schedule, Score, sample_sde
 from ctdl_lib.networks import FNO, time_features
+from experiments.function_space.priors import Laplacian
 from machinery.benchmarking import Floor, Row, compare
 from machinery.instruments import moved_bytes
 

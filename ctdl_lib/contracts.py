@@ -24,7 +24,7 @@ from torch import Tensor
 ENABLED = os.environ.get("CTDL_CHECKS", "1") != "0"
 MOST = 10**8  # of any count: more is a slip, and would run for days
 # Whole numbers that may be zero. All others are counts, of which there is at least one.
-FROM_ZERO = {"augment", "axis", "context_dim", "evaluations", "hidden", "index", "layers", "seed"}
+FROM_ZERO = {"augment", "axis", "context_dim", "evaluations", "hidden", "index", "seed"}
 FROM_ZERO |= {"accepted", "rejected", "backward_evaluations"}
 ENTRIES = {"Float": "floating point", "Int": "integers", "Bool": "bool", "Shaped": "numbers"}
 

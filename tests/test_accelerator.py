@@ -11,7 +11,7 @@ from torch import nn
 from ctdl_lib import control, metrics
 from ctdl_lib.dynamics import IntegrationError, integrate
 from ctdl_lib.dynamics.stochastic import euler_maruyama
-from ctdl_lib.generative import convex_maps, diffusion, fields, flows
+from ctdl_lib.generative import convex_maps, diffusion, flows
 from ctdl_lib.generative.diffusion import Denoiser, ProbabilityFlow, Schedule, Score
 from ctdl_lib.generative.flows import Flow
 from ctdl_lib.generative.optimal_transport import mean_field, ot_flow, transport
@@ -20,8 +20,10 @@ from ctdl_lib.networks import MLP, ResNet, architectures
 from ctdl_lib.networks.operators import FNO
 from ctdl_lib.potentials import AutodiffPotential, ConvexPotential, ResNetPotential
 from ctdl_lib.problems.control import LinearQuadratic
+from experiments.function_space import comparisons, grids, priors
 from experiments.function_space.unets import UNet
 from experiments.mean_field_games.games import crowd_motion
+from experiments.ot_flow import rivals
 
 N = 12
 
@@ -305,15 +307,15 @@ def u_net(to):
 
 @case
 def random_fields(to):
-    Q = fields.Sum((fields.Laplacian(1.5), fields.Laplacian(2.0))).normalized(8)
+    Q = priors.Sum((priors.Laplacian(1.5), priors.Laplacian(2.0))).normalized(8)
     u = to(Q.sample(3, 8, seeded()))
     return None, lambda: (
         Q.apply_sqrt(u),
         Q.apply(u),
         Q.log_prob(u),
         Q.check(u),
-        fields.resample(u, 6),
-        fields.resample(u, 11),
+        grids.resample(u, 6),
+        grids.resample(u, 11),
     )
 
 
@@ -390,10 +392,10 @@ def distances(to):
     logits, label = to(drawn(N, 3)), to(torch.arange(N) % 3)
     return None, lambda: torch.tensor(
         [
-            metrics.mmd(x, y, bandwidth=1.0),
-            metrics.energy_distance(x, y),
+            rivals.mmd(x, y, bandwidth=1.0),
+            comparisons.energy_distance(x, y),
             metrics.sliced_wasserstein(x, y, projections=5, generator=seeded()),
-            metrics.vendi(x),
+            comparisons.vendi(x),
             metrics.c2st(x, y, seed=0, folds=2),
             metrics.accuracy(logits, label),
             float(metrics.cross_entropy(logits, label)),

@@ -8,8 +8,8 @@ from torch import tanh
 
 from ctdl_lib.dynamics import integrate
 from ctdl_lib.metrics import observed_orders
-from ctdl_lib.networks import ResNet, antisymmetric_field
-from ctdl_lib.networks.architectures import PLAIN, architectures
+from ctdl_lib.networks import ResNet
+from ctdl_lib.networks.architectures import PLAIN, antisymmetric_field, architectures
 
 ALL = architectures(gamma=0.3)
 REVERSIBLE = [name for name, a in ALL.items() if a.scheme.inverse is not None]
@@ -180,10 +180,12 @@ def test_refining_keeps_the_nodes_of_the_control(name):
     assert net.layers == 7
 
 
-@pytest.mark.parametrize("layers", [0, 1, 6, 8, 21, 100])
+@pytest.mark.parametrize("layers", [1, 6, 8, 21, 100])
 def test_refining_wants_a_power_of_two(layers):
     with pytest.raises(ValueError, match=f"layers={layers} must be 7 times a power of"):
         network("resnet").refined(layers)
+    with pytest.raises(ValueError, match="at least 1, got layers=0"):
+        network("resnet").refined(0)
 
 
 @pytest.mark.parametrize("name", ["hamiltonian", "two-layer hamiltonian"])

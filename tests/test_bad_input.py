@@ -85,14 +85,14 @@ def test_checks_can_be_switched_off():
 
 def test_the_message_names_the_argument_and_what_came_and_was_wanted():
     x = torch.ones(3, 2)
-    with pytest.raises(ValueError, match=r"mmd: y must have shape \(m, 2\), got \(3, 1\) of"):
-        metrics.mmd(x, x[:, :1], bandwidth=1.0)
+    with pytest.raises(ValueError, match=r"c2st: y must have shape \(3, 2\), got \(3, 1\) of"):
+        metrics.c2st(x, x[:, :1], seed=0)
     with pytest.raises(TypeError, match=r"accuracy: label must be integers of shape \(3,\)"):
         metrics.accuracy(x, x[:, 0])
     with pytest.raises(TypeError, match="MLP: width must be an integer"):
         ctdl_lib.networks.MLP(2, width=2.5)
     with pytest.raises(ValueError, match="first row 1"):
-        metrics.vendi(torch.tensor([[1.0, 2.0], [float("nan"), 1.0]]))
+        metrics.predict(torch.tensor([[1.0, 2.0], [float("nan"), 1.0]]))
 
 
 def test_only_the_outermost_call_is_checked():

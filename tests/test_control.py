@@ -680,7 +680,10 @@ BAD = {
     "rk4 with a matrix": (simulated(SIGMA, generator=seeded(), method="rk4"), "diffusion = 0"),
     "no source of noise": (simulated(0.3), "generator="),
     "two sources of noise": (simulated(0.3, generator=seeded(), dW=torch.ones(3, 4, 2)), "exactly"),
-    "short noise": (simulated(0.3, dW=torch.ones(2, 4, 2)), "dW has 2 increments, but steps=3"),
+    "short noise": (
+        simulated(0.3, dW=torch.ones(2, 4, 2)),
+        r"dW must have shape \(3, 4, 2\), got \(2, 4, 2\)",
+    ),
     "no steps of the objective": (weighed(steps=0), "must be at least 1"),
     "a negative weight": (weighed(hjb=-1.0), "must not be negative.*'hjb': -1.0"),
     "no weight": (weighed(cost=0.0), "nor all zero"),
@@ -774,27 +777,28 @@ def test_problems_are_problems(problem):
     assert isinstance(problem, ControlProblem)
 
 
-@pytest.mark.parametrize("entry", ["feedback", "objective"])
-def test_a_problem_that_lacks_a_part_is_refused_by_its_name(unchecked, entry):
+ENTRIES = {"feedback": feedback, "objective": objective}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_a_problem_that_lacks_a_part_is_refused_by_its_name(entry):
     phi = ResNetPotential(2, width=3).double()
     arguments = (torch.ones(3, 2),) if entry == "objective" else ()
     options = {"steps": 2} if entry == "objective" else {}
     assert not isinstance(Incomplete(), ControlProblem)
-    with pytest.raises(TypeError, match=r"Incomplete lacks optimal_control; .* minimiser"):
-        getattr(unchecked, entry)(Incomplete(), phi, *arguments, **options)
-    with pytest.raises(TypeError, match="NoneType lacks drift, diffusion, running_cost"):
-        getattr(unchecked, entry)(None, phi, *arguments, **options)
+    with pytest.raises(TypeError, match=f"{entry}: .* but Incomplete lacks optimal_control"):
+        ENTRIES[entry](Incomplete(), phi, *arguments, **options)
+    with pytest.raises(TypeError, match="NoneType lacks diffusion, horizon, drift, running_cost"):
+        ENTRIES[entry](None, phi, *arguments, **options)
 
 
-def test_with_a_sampler_it_is_refused_as_well(unchecked):
+def test_with_a_sampler_it_is_refused_as_well():
     phi = ResNetPotential(2, width=3).double()
     problem = Incomplete()
     problem.running_cost = lambda t, x, u: x[:, 0]
     problem.terminal_cost = lambda x: x[:, 0]
     with pytest.raises(TypeError, match="lacks optimal_control"):
-        unchecked.objective(
-            problem, phi, torch.ones(3, 2), steps=2, sampler=along, cost=0.0, bsde=1.0
-        )
+        objective(problem, phi, torch.ones(3, 2), steps=2, sampler=along, cost=0.0, bsde=1.0)
 
 
 def test_the_warning_points_to_the_caller(unchecked):

@@ -224,7 +224,7 @@ def test_the_likelihood_has_the_right_gradient(generator):
 # --- bad input ----------------------------------------------------------------------------------
 
 BAD = {
-    "no layers": (lambda: potential(layers=0), ValueError, "layers=0 must be at least 1"),
+    "no layers": (lambda: potential(layers=0), ValueError, "at least 1, got layers=0"),
     "no dimension": (lambda: potential(d=0), ValueError, "d=0"),
     "no tolerance": (lambda: convex_map(tol=0.0), ValueError, "tol must be positive, got 0.0"),
     "no context": (

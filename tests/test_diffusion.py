@@ -11,7 +11,6 @@ from ctdl_lib.dynamics import IntegrationError, euler_maruyama, integrate
 from ctdl_lib.generative import (
     Denoiser,
     Flow,
-    Laplacian,
     ProbabilityFlow,
     Schedule,
     Score,
@@ -25,6 +24,7 @@ from ctdl_lib.metrics import observed_orders
 from ctdl_lib.networks.embeddings import times_like
 from ctdl_lib.potentials import AutodiffPotential
 from ctdl_lib.problems.densities import Mixture
+from experiments.function_space.priors import Laplacian
 from experiments.function_space.random_fields import FieldMixture
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -1,14 +1,15 @@
+import inspect
 import math
 
 import pytest
 import torch
+from scipy.spatial.distance import cdist, pdist
 from torch import nn
 
-from ctdl_lib import metrics
 from ctdl_lib.generative import Flow
 from ctdl_lib.potentials import AutodiffPotential, ResNetPotential
 from experiments.ot_flow import race, rivals
-from experiments.ot_flow.rivals import Draw
+from experiments.ot_flow.rivals import Draw, mmd
 from machinery.store import Store
 
 
@@ -67,11 +68,63 @@ def test_a_generator_follows_a_solution_of_hjb_without_penalty():
     torch.testing.assert_close(wrong.penalty, (0.5 * c.square().sum()).square().expand(6))
 
 
-def test_the_kernel_distance_is_the_sum_of_the_librarys_and_has_a_gradient():
+def within(values, wanted, errors=4.0):
+    """Where the mean of repeated estimates is `wanted` within four standard errors."""
+    values = torch.tensor(values)
+    return float((values.mean() - wanted).abs()) < errors * float(values.std()) / len(values) ** 0.5
+
+
+def gaussian_mmd(d, shift, deviation, bandwidth):
+    """The squared discrepancy of N(0, I) and N(m, s²I), ‖m‖ = shift, in closed form."""
+
+    def mean_kernel(variance, distance):  # E exp(−‖Z‖²/(2h²)), Z ~ N(distance, variance·I)
+        total = bandwidth**2 + variance
+        return (bandwidth**2 / total) ** (d / 2) * math.exp(-0.5 * distance**2 / total)
+
+    across = mean_kernel(1 + deviation**2, shift)
+    return mean_kernel(2, 0) + mean_kernel(2 * deviation**2, 0) - 2 * across
+
+
+@pytest.mark.parametrize(("shift", "deviation"), [(0.0, 1.0), (0.5, 1.0), (0.0, 1.5), (1.0, 0.7)])
+def test_mmd_of_gaussians_is_unbiased(shift, deviation, generator):
+    d, bandwidth, values = 3, 1.2, []
+    for _ in range(300):
+        x = torch.randn(40, d, generator=generator)
+        y = deviation * torch.randn(30, d, generator=generator)
+        y[:, 0] += shift
+        values.append(mmd(x, y, bandwidth=bandwidth))
+    assert within(values, gaussian_mmd(d, shift, deviation, bandwidth))
+    assert min(values) < 0 or shift + deviation > 1
+
+
+def test_mmd_is_that_of_the_formula():
+    x, y = torch.randn(7, 2), torch.randn(5, 2)
+    k = [torch.exp(-(torch.as_tensor(d) ** 2)) for d in (pdist(x), pdist(y), cdist(x, y))]
+    by_hand = k[0].mean() + k[1].mean() - 2 * k[2].mean()
+    assert mmd(x, y, bandwidth=math.sqrt(0.5)) == pytest.approx(float(by_hand), rel=1e-12)
+
+
+def test_mmd_of_many_samples_is_that_of_the_formula():
+    x, y = torch.randn(2500, 2), torch.randn(2100, 2) + 0.3
+    k = [torch.exp(-(torch.as_tensor(d) ** 2) / 2) for d in (pdist(x), pdist(y), cdist(x, y))]
+    at_once = float(k[0].mean() + k[1].mean() - 2 * k[2].mean())
+    assert mmd(x, y, bandwidth=1.0) == pytest.approx(at_once, abs=1e-12)
+
+
+def test_the_bandwidth_of_mmd_is_chosen_never_defaulted():
+    parameter = inspect.signature(mmd).parameters["bandwidth"]
+    assert parameter.default is inspect.Parameter.empty
+    with pytest.raises(ValueError, match="positive"):
+        mmd(torch.ones(3, 2), torch.ones(3, 2), bandwidth=0.0)
+    with pytest.raises(ValueError, match="at least two"):
+        mmd(torch.ones(1, 2), torch.ones(3, 2), bandwidth=1.0)
+
+
+def test_the_kernel_distance_is_a_sum_of_mmds_and_has_a_gradient():
     x, y = torch.randn(2, 40, 2, generator=seeded(), dtype=torch.float64)
     y = (y + 1).requires_grad_()
     found = rivals.kernel_distance(x, y, (0.5, 2.0))
-    one_by_one = [metrics.mmd(x, y.detach(), bandwidth=h) for h in (0.5, 2.0)]
+    one_by_one = [mmd(x, y.detach(), bandwidth=h) for h in (0.5, 2.0)]
     assert found.item() == pytest.approx(sum(one_by_one))
     (slope,) = torch.autograd.grad(found, y)
     assert (slope.mean(0) > 0).all()  # further away, more distance

@@ -7,13 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, special
 
-from ctdl_lib.generative import (
+from experiments.function_space.grids import checked_fields, resample, squared_wave_numbers
+from experiments.function_space.priors import (
     Laplacian,
+    Matern,
+    PixelNoise,
+    SpectralNoise,
     Sum,
-    resample,
+    WhiteNoise,
 )
-from ctdl_lib.generative.fields import checked_fields, squared_wave_numbers
-from experiments.function_space.priors import Matern, PixelNoise, SpectralNoise, WhiteNoise
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -605,11 +607,11 @@ BAD = {
     "one field alone": (lambda: checked_fields(torch.zeros(4, 4)), r"square.*got \(4, 4\)"),
     "nan": (
         lambda: resample(torch.tensor([[[1.0, math.nan], [math.nan, 1.0]], 2 * [[1.0, 1.0]]]), 4),
-        "u must be finite, but 1 of 2 rows have NaN",
+        "1 of 2 fields have NaN",
     ),
     "infinite": (
         lambda: WhiteNoise().check(torch.full((2, 4, 4), math.inf)),
-        "2 of 2 rows have NaN",
+        "2 of 2 fields have NaN",
     ),
     "no square to check": (
         lambda: by_hand(WhiteNoise.check)(WhiteNoise(), torch.zeros(1, 2, 3)),

@@ -500,7 +500,7 @@ def test_bad_noise_is_refused(generator):
         euler_maruyama(
             drift, 1.0, x, 0.0, 1.0, steps=4, generator=generator, dW=torch.zeros(4, 2, 1)
         )
-    with pytest.raises(ValueError, match="3 increments"):
+    with pytest.raises(ValueError, match=r"dW must have shape \(4, 2, 1\), got \(3, 2, 1\)"):
         euler_maruyama(drift, 1.0, x, 0.0, 1.0, steps=4, dW=torch.zeros(3, 2, 1))
     with pytest.raises(IntegrationError, match="from t="):
         euler_maruyama(

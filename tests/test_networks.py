@@ -85,7 +85,7 @@ def test_tikhonov_sums_over_all_parameters():
 
 
 def test_sizes_below_one_are_refused():
-    with pytest.raises(ValueError, match="layers=0"):
+    with pytest.raises(ValueError, match="at least 1, got layers=0"):
         ResNet(2, 1, width=3, layers=0)
 
 

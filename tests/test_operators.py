@@ -6,8 +6,8 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional
 
-from ctdl_lib.generative import resample
 from ctdl_lib.networks import FNO, SpectralConv, time_features
+from experiments.function_space.grids import resample
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -346,9 +346,9 @@ BAD = {
         r"got \(8, 8\)",
     ),
     "no modes": (lambda: network(modes=0), "modes=0"),
-    "no layers": (lambda: network(layers=0), "layers=0"),
-    "an odd width": (lambda: network(width=5), "width=5 even"),
-    "a narrow network": (lambda: network(width=2), "width=2 even and at least 4"),
+    "no layers": (lambda: network(layers=0), "at least 1, got layers=0"),
+    "an odd width": (lambda: network(width=5), "width=5 must be even"),
+    "a narrow network": (lambda: network(width=2), "width=2 must be even and at least 4"),
     "odd features": (lambda: by_hand(time_features)(torch.zeros(1), 5), "even .* got 5"),
     "few features": (lambda: by_hand(time_features)(torch.zeros(1), 2), "at least 4, got 2"),
 }

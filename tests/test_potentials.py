@@ -264,7 +264,7 @@ BAD = {
         r"shape \(3, 2\)",
     ),
     "wrong d": (lambda: ResNetPotential(2)(0.0, torch.ones(3, 4)), r"\(batch, 2\)"),
-    "no layers": (lambda: ResNetPotential(2, layers=0), "at least 1"),
+    "no layers": (lambda: ResNetPotential(2, layers=0), "at least 1, got layers=0"),
     "a vector": (
         lambda: AutodiffPotential(lambda_net())(0.0, torch.ones(3, 2)),
         "one value per sample",

@@ -6,15 +6,10 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from ctdl_lib.generative import (
-    Laplacian,
-    Schedule,
-    Sum,
-    perturb,
-    resample,
-)
+from ctdl_lib.generative import Schedule, perturb
 from ctdl_lib.metrics import observed_orders
-from experiments.function_space.priors import Matern, PixelNoise, SpectralNoise
+from experiments.function_space.grids import resample
+from experiments.function_space.priors import Laplacian, Matern, PixelNoise, SpectralNoise, Sum
 from experiments.function_space.random_fields import FieldMixture, ReactionDiffusion
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

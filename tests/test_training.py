@@ -209,7 +209,7 @@ def test_what_is_not_finite_stops_training_and_keeps_the_checkpoint(tmp_path):
     with pytest.raises(TrainingError, match="'penalty' of the loss is nan at step 7"):
         list(train(net, loss, int, steps=20, checkpoint=path, every=3))
     kept = storage.load(path)
-    assert len(kept["history"]["losses"]) == 6
+    assert len(kept["history"]["rows"]) == 6
     assert all(w.isfinite().all() for w in kept["model"].values())
 
 

@@ -65,8 +65,6 @@ schedule = generative.Schedule()
 denoiser = generative.Denoiser(mlp, std=1.0)
 score = generative.Score(denoiser, schedule)
 ode = generative.ProbabilityFlow(score, schedule)
-laplacian = generative.Laplacian(2.0)
-both = generative.Sum((laplacian, laplacian))
 scaling, box = generative.Standardization(D).fit(x), generative.BoxScaling([-9.0, -9.0], [9.0, 9.0])
 auto = potentials.AutodiffPotential(nn.Module())
 auto.net.forward = lambda t, x: mean(x) + t
@@ -98,13 +96,6 @@ class Game:
 
     def terminal(self, x, log_density):
         return generative.MeanFieldCost(mean(x), mean(x))
-
-
-class Half:
-    """The half plane x₁ > 0."""
-
-    def inside(self, x):
-        return x[:, 0] > 0
 
 
 def squared(model, batch):
@@ -179,10 +170,7 @@ CALLS = [
     (metrics.predict, {"logits": x}, {"logits": wide}),
     (metrics.spread, {"values": [1.0, 2.0]}, {}),
     (metrics.observed_orders, {"errors": [1.0, 0.5], "sizes": [0.2, 0.1]}, {}),
-    (metrics.mmd, {"x": x, "y": z, "bandwidth": 1.0}, {}),
-    (metrics.energy_distance, {"x": x, "y": z}, {}),
     (metrics.sliced_wasserstein, {"x": x, "y": z, "projections": 3, "generator": gen()}, {}),
-    (metrics.vendi, {"x": x}, {"x": wide}),
     (metrics.c2st, {"x": x, "y": z, "seed": 0, "folds": 2}, {}),
     # networks
     (
@@ -216,7 +204,7 @@ CALLS = [
     (fno.forward, {"t": 0.3, "u": u}, {"u": wide}),
     (networks.SpectralConv, {"inputs": 3, "outputs": 4, "modes": 2}, {}),
     (conv.forward, {"u": torch.randn(8, 8, N, 3)}, {}),
-    (networks.antisymmetric_field, {"gamma": 0.1}, {}),
+    (architectures.antisymmetric_field, {"gamma": 0.1}, {}),
     (networks.time_features, {"t": t, "count": 6}, {"t": wide}),
     (lambda start: networks.tikhonov(start), {"start": weights}, {"start": any_shape}),
     (networks.time_smoothness, {"theta": weights, "h": 0.25}, {"theta": any_shape}),
@@ -233,16 +221,20 @@ CALLS = [
     (phi.gradient, {"t": 0.3, "x": x}, {}),
     (phi.derivatives, {"t": t, "x": x}, {}),
     (phi.derivatives, {"t": 0.3, "x": x, "sigma": torch.eye(D)}, {"sigma": wide}),
+    (auto.forward, {"t": 0.3, "x": x}, {"x": wide}),
     (auto.gradient, {"t": 0.3, "x": x}, {"x": wide}),
     (auto.derivatives, {"t": 0.3, "x": x}, {"x": wide}),
     (potentials.PinnedPotential, {"known": phi, "correction": phi, "horizon": 1.0}, {}),
+    (pinned.forward, {"t": 0.3, "x": x}, {}),
     (pinned.gradient, {"t": 0.3, "x": x}, {}),
+    (pinned.derivatives, {"t": 0.3, "x": x}, {}),
     (
         potentials.ScaledPotential,
         {"potential": phi, "height": 2.0, "center": x[0], "unit": torch.ones(D), "horizon": 1.0},
         {},
     ),
     (scaled.forward, {"t": 0.3, "x": x}, {}),
+    (scaled.gradient, {"t": 0.3, "x": x}, {}),
     (scaled.derivatives, {"t": 0.3, "x": x}, {}),
     (potentials.ConvexPotential, {"d": 2, "width": 4, "layers": 2, "context_dim": 0}, {}),
     (convex.forward, {"x": x}, {}),
@@ -287,8 +279,6 @@ CALLS = [
     (flow.log_prob, {"x": x}, {"x": any_type}),
     (flow.sample, {"n": 3, "generator": gen()}, {}),
     (flow.sample_with_log_prob, {"n": 3, "generator": gen()}, {}),
-    (flow.sample_inside, {"support": Half(), "n": 3, "generator": gen(), "attempts": 100}, {}),
-    (flow.mode, {"n": 3, "generator": gen(), "steps": 3}, {}),
     (flow.objective, {"x": x, "steps": 2, "likelihood": 1.0, "hjb": 1.0}, {"x": any_type}),
     (flow.standardize, {"x": x}, {"x": any_type}),
     (given.standardize, {"x": x, "y": c}, {"x": any_type, "y": any_type}),
@@ -297,6 +287,9 @@ CALLS = [
     (generative.ConvexMap, {"potential": convex, "d": 2, "context_dim": 0, "tol": 1e-5}, {}),
     (convex_map.forward, {"x": x}, {"x": any_type}),
     (convex_map.transform, {"x": x}, {"x": any_type}),
+    (convex_map.log_prob, {"x": x}, {"x": any_type}),
+    (convex_map.sample, {"n": 3, "generator": gen()}, {}),
+    (convex_map.sample_with_log_prob, {"n": 3, "generator": gen()}, {}),
     (convex_map.inverse, {"z": z, "steps": 50}, {}),
     (generative.Schedule, {"start": 0.1, "end": 20.0}, {}),
     (schedule.a, {"t": 0.3}, {}),
@@ -332,17 +325,6 @@ CALLS = [
         {"score": still, "noise": lambda: x, "schedule": schedule, "steps": 2},
         {},
     ),
-    (generative.Laplacian, {"s": 2.0, "mean": 1.0, "level": 1.0}, {}),
-    (generative.Sum, {"parts": (laplacian,), "level": 1.0}, {}),
-    (laplacian.spectrum, {"n": 8}, {}),
-    (laplacian.sample, {"count": 2, "n": 8, "generator": gen()}, {}),
-    (laplacian.apply, {"u": u}, {}),
-    (laplacian.apply_sqrt, {"u": u}, {}),
-    (laplacian.log_prob, {"u": u}, {}),
-    (both.log_prob, {"u": u}, {}),
-    (laplacian.normalized, {"n": 8}, {}),
-    (laplacian.check, {"u": u}, {}),
-    (generative.resample, {"u": u, "n": 16}, {}),
     (generative.transport, {"potential": phi, "x": x, "steps": 2}, {}),
     (generative.ot_flow, {"potential": phi, "x": x, "steps": 2, "likelihood": 1.0, "hjb": 1.0}, {}),
     (
@@ -366,6 +348,7 @@ CALLS = [
     (box.fit, {"x": x}, {"x": any_type}),
     (box.forward, {"x": x}, {"x": any_type}),
     (box.inverse, {"z": z}, {}),
+    (box.transform, {"x": x}, {"x": any_type}),
     (box.rounded, {"x": x, "z": z}, {}),
     # control
     (control.hamiltonian, {"problem": lq, "t": 0.3, "x": x, "p": z}, {}),

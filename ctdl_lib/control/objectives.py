@@ -13,7 +13,6 @@ from ..potentials.potential import Potential, in_blocks
 from .problem import (
     ControlProblem,
     Policy,
-    check_parts,
     feedback,
     needed_derivatives,
     residual_of,
@@ -72,7 +71,6 @@ def objective(
         "terminal_gradient": terminal_gradient,
         "initial": initial,
     }
-    check_parts(problem)
     _check_weights(weights, sampler)
     policy = feedback(problem, potential) if sampler is None else sampler
     with torch.set_grad_enabled(torch.is_grad_enabled() and cost > 0):

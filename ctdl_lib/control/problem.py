@@ -74,6 +74,11 @@ def rates_of(problem: ControlProblem, t: Time, x: Tensor, u: Tensor) -> tuple[Te
         raise ValueError(f"{error}; check(problem, x) examines every part") from error
 
 
+def terminal_cost_of(problem: ControlProblem, x: Tensor) -> Tensor:
+    """The terminal cost G(x), after a check of its shape."""
+    return same_shape(problem.terminal_cost(x), x.shape[:1], "terminal_cost(x)")
+
+
 def hjb_residual(
     problem: ControlProblem, potential: Potential, t: Time, x: Float[Tensor, "batch d"]
 ) -> Float[Tensor, " batch"]:
@@ -90,7 +95,6 @@ def feedback(problem: ControlProblem, potential: Potential) -> Policy:
     Raises:
         TypeError: the problem lacks a part, such as `optimal_control`.
     """
-    check_parts(problem)
     return lambda t, x: problem.optimal_control(t, x, potential.gradient(t, x).dx)
 
 
@@ -121,14 +125,3 @@ def sigma_of(problem: ControlProblem, x: Tensor) -> Sigma:
             f" {x.shape[-1]}, got shape {tuple(sigma.shape)}; use torch.diag for a diagonal σ"
         )
     return sigma.to(x)
-
-
-def check_parts(problem: ControlProblem) -> None:
-    """Refuse an object that is no control problem, and name its missing parts."""
-    parts = ("drift", "diffusion", "running_cost", "terminal_cost", "optimal_control", "horizon")
-    missing = [name for name in parts if not hasattr(problem, name)]
-    if missing:
-        hint = ""
-        if "optimal_control" in missing:
-            hint = "; optimal_control(t, x, p) returns the minimiser u of L(t, x, u) + pᵀf(t, x, u)"
-        raise TypeError(f"{type(problem).__name__} lacks {', '.join(missing)}{hint}")

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from ..dynamics.deferral import holds
 from ..dynamics.integration import integrate
-from ..dynamics.stepping import same_shape
 from ..dynamics.stochastic import euler_maruyama
 from ..potentials.potential import Sigma, Time
-from .problem import ControlProblem, Policy, rates_of, sigma_of
+from .problem import ControlProblem, Policy, rates_of, sigma_of, terminal_cost_of
 
 Box = tuple[Tensor, Tensor]
 
@@ -69,7 +68,7 @@ def rollout(
     """
     if trained_on is not None:
         _warn_outside(x, trained_on)
-    _check_driver(sigma_of(problem, x), steps, method, generator is None and dW is None)
+    _check_driver(sigma_of(problem, x), method, generator is None and dW is None)
     if method == "rk4":
         path = _deterministic(problem, policy, x, steps)
     else:
@@ -94,11 +93,7 @@ def _with_noise(
     path = euler_maruyama(drift, sigma, x, 0.0, problem.horizon, steps=steps, **noise)
     _check_finite(torch.stack(spent), path.t, path.x)
     running = torch.stack(spent).sum(0) * (problem.horizon / steps)
-    return Rollout(path.t, path.x, running, _terminal_cost(problem, path.x[-1]), path.dW)
-
-
-def _terminal_cost(problem: ControlProblem, x: Tensor) -> Tensor:
-    return same_shape(problem.terminal_cost(x), x.shape[:1], "terminal_cost(x)")
+    return Rollout(path.t, path.x, running, terminal_cost_of(problem, path.x[-1]), path.dW)
 
 
 def _deterministic(problem: ControlProblem, policy: Policy, x: Tensor, steps: int) -> Rollout:
@@ -112,15 +107,11 @@ def _deterministic(problem: ControlProblem, policy: Policy, x: Tensor, steps: in
     t = torch.linspace(0.0, problem.horizon, steps + 1, dtype=x.dtype, device=x.device)
     start = x, x.new_zeros(len(x))
     states, running = integrate(rates, start, 0.0, problem.horizon, steps=steps, save_at=t)
-    return Rollout(t, states, running[-1], _terminal_cost(problem, states[-1]), None)
+    return Rollout(t, states, running[-1], terminal_cost_of(problem, states[-1]), None)
 
 
-def _check_driver(sigma: Sigma, steps: int, method: str, silent: bool) -> None:
-    """Refuse invalid `steps`, an unknown method, and noise that does not fit σ."""
-    if steps < 1:
-        raise ValueError(f"steps={steps} must be at least 1")
-    if method not in ("euler_maruyama", "rk4"):
-        raise ValueError(f'method must be "euler_maruyama" or "rk4", got {method!r}')
+def _check_driver(sigma: Sigma, method: str, silent: bool) -> None:
+    """Refuse a method and a source of noise that do not fit σ."""
     noisy = isinstance(sigma, Tensor) or sigma != 0
     if noisy and method == "rk4":
         raise ValueError('method="rk4" needs diffusion = 0; with noise use "euler_maruyama"')

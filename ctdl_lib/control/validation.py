@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..dynamics.stepping import clock, same_shape
-from .problem import ControlProblem, check_parts, rates_of, sigma_of
+from ..dynamics.stepping import clock, normal
+from .problem import ControlProblem, rates_of, sigma_of, terminal_cost_of
 
 Box = tuple[Tensor, Tensor]
 
@@ -48,13 +48,12 @@ def check(
         ValueError: a part has a wrong shape or is not finite, a control is cheaper than u*, or a
             derivative is wrong. The message names the part.
     """
-    check_parts(problem)
     if not 0 < float(problem.horizon) < float("inf"):
         raise ValueError(f"horizon must be positive and finite, got {problem.horizon}")
     sigma_of(problem, x)
     excess, slope = 0.0, 0.0
     for time in (0.0, 0.5 * problem.horizon, problem.horizon):
-        t, p = clock(time, x), _normal(x, generator)
+        t, p = clock(time, x), normal(x.shape, generator, x)
         u = _finite(problem.optimal_control(t, x, p), "optimal_control(t, x, p)")
         if u.dim() != 2 or len(u) != len(x):
             raise ValueError(
@@ -68,16 +67,12 @@ def check(
 
 def _parts(problem, t, x, u, p) -> list[tuple[str, Callable[[Tensor], Tensor], Tensor]]:
     """The functions to differentiate, pᵀf, L and G, with their names and arguments."""
-
-    def terminal(x: Tensor) -> Tensor:
-        return same_shape(problem.terminal_cost(x), x.shape[:1], "terminal_cost(x)")
-
     return [
         ("drift by x", lambda x: (p * rates_of(problem, t, x, u)[0]).sum(-1), x),
         ("drift by u", lambda u: (p * rates_of(problem, t, x, u)[0]).sum(-1), u),
         ("running_cost by x", lambda x: rates_of(problem, t, x, u)[1], x),
         ("running_cost by u", lambda u: rates_of(problem, t, x, u)[1], u),
-        ("terminal_cost by x", terminal, x),
+        ("terminal_cost by x", lambda x: terminal_cost_of(problem, x), x),
     ]
 
 
@@ -95,7 +90,7 @@ def _excess(problem, t, x, p, u, bounds, tolerance, generator) -> float:
     own, mirrored = h(u), h(-u)
     best = mirrored
     for size in torch.logspace(-3, 1, 160).tolist():
-        best = torch.minimum(best, h(u + size * (1 + u.abs()) * _normal(u, generator)))
+        best = torch.minimum(best, h(u + size * (1 + u.abs()) * normal(u.shape, generator, u)))
     excess = (own - best) / (1 + own.abs())
     worst = int(excess.argmax())
     if excess[worst] > tolerance:
@@ -112,7 +107,7 @@ def _slope_error(
     f: Callable[[Tensor], Tensor], at: Tensor, name: str, tolerance: float, generator
 ) -> float:
     """The largest relative error of the derivative of f along a random direction."""
-    direction = _normal(at, generator)
+    direction = normal(at.shape, generator, at)
     with torch.enable_grad():
         point = at.detach().clone().requires_grad_()
         value = f(point)
@@ -132,11 +127,6 @@ def _slope_error(
             " or NumPy in it"
         )
     return float(error[worst])
-
-
-def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    noise = torch.randn(like.shape, generator=generator, device=generator.device, dtype=like.dtype)
-    return noise.to(like.device)
 
 
 def _finite(value: Tensor, name: str) -> Tensor:

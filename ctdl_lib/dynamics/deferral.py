@@ -1,6 +1,6 @@
 """Checks of numbers on a device, put off until a training step fetches all its numbers at once."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -36,11 +36,6 @@ def holds(condition: Tensor) -> bool:
         return bool(everywhere)
     checks.append(everywhere)
     return True
-
-
-def all_hold(checks: Iterable[Tensor]) -> bool:
-    """The answer whether all of the checks hold that were put off."""
-    return all(map(bool, checks))
 
 
 def in_transform() -> bool:

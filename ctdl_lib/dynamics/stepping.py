@@ -101,6 +101,12 @@ def clock(t: Any, x: Tensor) -> Tensor:
     return torch.tensor(t, dtype=x.real.dtype, device=x.device)
 
 
+def normal(shape: Sequence[int], generator: torch.Generator, like: Tensor) -> Tensor:
+    """The draws from N(0, 1), made on the device of the generator, in the type of `like`."""
+    device = generator.device
+    return torch.randn(shape, generator=generator, dtype=like.dtype, device=device).to(like.device)
+
+
 def step(
     method: str, f: Velocity, t: Sequence[Any], h: float, x: Tensors, slope: Tensors | None = None
 ) -> Tensors:

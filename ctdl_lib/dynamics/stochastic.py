@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .inputs import IntegrationError, check_state, checked_method, checked_times, finite
-from .stepping import Velocity, clock, equal_steps, same_shape
+from .stepping import Velocity, clock, equal_steps, normal, same_shape
 
 
 class Path(NamedTuple):
@@ -52,11 +52,10 @@ def euler_maruyama(
     sigma = diffusion if callable(diffusion) else lambda t, x: diffusion
     steps = int(steps)
     h, first = (t1 - t0) / steps, sigma(clock(t0, x), x)
+    shape = (steps, *_noise_shape(first, x))
     if dW is None:
-        dW = _increments(first, x, steps, abs(h), generator)
-    elif dW.shape[0] != steps:
-        raise ValueError(f"dW has {dW.shape[0]} increments, but steps={steps}")
-    same_shape(dW, (steps, *_noise_shape(first, x)), "dW")
+        dW = math.sqrt(abs(h)) * normal(shape, generator, x)  # pyright: ignore[reportArgumentType]
+    same_shape(dW, shape, "dW")
     path, times = [x], equal_steps("euler", t0, t1, steps, x)
     for (t,), dw in zip(times.stages, dW, strict=True):
         slope = same_shape(drift(t, x), x.shape, "drift(t, x)")
@@ -67,12 +66,6 @@ def euler_maruyama(
         raise IntegrationError(f"the path is not finite from t={t0 + bad * h:.6g} on (step {bad})")
     nodes = torch.linspace(t0, t1, steps + 1, dtype=x.dtype, device=x.device)
     return Path(nodes, torch.stack(path), dW)
-
-
-def _increments(sigma, x: Tensor, steps: int, h: float, generator) -> Tensor:
-    shape, device = (steps, *_noise_shape(sigma, x)), generator.device
-    noise = torch.randn(shape, generator=generator, dtype=x.dtype, device=device)
-    return math.sqrt(h) * noise.to(x.device)
 
 
 def _noise_shape(sigma, x: Tensor) -> tuple[int, ...]:

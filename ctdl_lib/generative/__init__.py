@@ -4,7 +4,7 @@ Read `flows` first: a `Flow` computes densities and samples from a velocity. `ma
 that all transport maps share, `scaling` the units of data, and `convex_maps` the gradients of
 convex functions.
 `optimal_transport` has the objectives of OT-Flow and mean-field games. `diffusion` has score-based
-models, and `fields` has their noise in function space.
+models.
 """
 
 from ..contracts import guard
@@ -19,7 +19,6 @@ from .diffusion import (
     reverse_sde,
     sample_sde,
 )
-from .fields import Laplacian, Sum, resample
 from .flows import Flow, flow_matching
 from .maps import Sample, TransportMap
 from .optimal_transport import MeanFieldCost, MeanFieldGame, mean_field, ot_flow, transport
@@ -30,7 +29,6 @@ __all__ = [
     "ConvexMap",
     "Denoiser",
     "Flow",
-    "Laplacian",
     "MeanFieldCost",
     "MeanFieldGame",
     "ProbabilityFlow",
@@ -38,14 +36,12 @@ __all__ = [
     "Schedule",
     "Score",
     "Standardization",
-    "Sum",
     "TransportMap",
     "denoising",
     "flow_matching",
     "mean_field",
     "ot_flow",
     "perturb",
-    "resample",
     "reverse_sde",
     "sample_sde",
     "transport",

@@ -109,8 +109,8 @@ class Denoiser(nn.Module):
 
 def denoising(
     denoiser: Velocity,
-    x: Float[Tensor, "batch ..."],
-    eta: Float[Tensor, "batch ..."],
+    x: Float[Tensor, "batch *shape"],
+    eta: Float[Tensor, "batch *shape"],
     t: Float[Tensor, " batch"],
     schedule: Schedule,
 ) -> Float[Tensor, ""]:
@@ -124,8 +124,6 @@ def denoising(
 
     Reference: vincent2011connection; hagemann2023multilevel.
     """
-    same_shape(eta, x.shape, "eta")
-    same_shape(t, x.shape[:1], "t")
     estimate = same_shape(denoiser(t, perturb(x, eta, t, schedule)), x.shape, "denoiser(t, x)")
     return (estimate - eta).square().mean()
 

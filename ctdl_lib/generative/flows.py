@@ -196,8 +196,6 @@ def flow_matching(
 
     Reference: lipman2023flow.
     """
-    same_shape(z, x.shape, "z")
-    same_shape(t, x.shape[:1], "t")
     mixed = (1 - t)[:, None] * x + t[:, None] * z
     v = same_shape(velocity(t, mixed), x.shape, "velocity(t, x)")
     return (v - (z - x)).square().sum(-1).mean()

@@ -1,17 +1,18 @@
-"""Maps from data to z ~ N(0, I), with the density, samples and mode of the data."""
+"""Maps from data to z ~ N(0, I), with the density and samples of the data."""
 
 import abc
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..dynamics.calculus import Transformed, standard_normal_log_prob
+from ..dynamics.stepping import normal
 from ..potentials.potential import Conditional
 from .scaling import BoxScaling, Rows, Standardization, refuse
 
@@ -25,22 +26,6 @@ class Sample(NamedTuple):
 
 # typing.Self cannot be checked at run time
 Map = TypeVar("Map", bound="TransportMap")
-
-
-@runtime_checkable
-class Support(Protocol):
-    """A set that contains the data, such as the box of a uniform prior."""
-
-    def inside(self, x: Float[Tensor, "batch d"]) -> Bool[Tensor, " batch"]:
-        """Where x lies in the set."""
-        ...
-
-
-class Inside(NamedTuple):
-    """Samples that lie in a set, and the share `leakage` of draws that do not."""
-
-    x: Float[Tensor, "batch d"]
-    leakage: float
 
 
 class TransportMap(Conditional):
@@ -149,61 +134,10 @@ class TransportMap(Conditional):
         """The n samples T⁻¹(z), z ~ N(0, I), without gradients, with the options of `inverse`."""
         return self.inverse(self.reference(n, generator), **how)
 
-    def sample_inside(
-        self, support: Support, n: int, generator: torch.Generator, *, attempts: int = 100
-    ) -> Inside:
-        """The first n samples that lie in the `support`, and the share of draws that do not.
-
-        The density restricted to the support is p(x)/(1 − leakage).
-
-        Raises:
-            ValueError: fewer than n of attempts·n draws lie inside, or there are several contexts.
-        """
-        self._check_single(n)
-        kept, drawn = [], 0
-        while (count := sum(map(len, kept))) < n:
-            if drawn >= attempts * n:
-                raise ValueError(
-                    f"of {drawn} samples, {count} lie in the support: train on data from it, or"
-                    " give a context like those of the training data"
-                )
-            x = self.sample(n, generator)
-            kept.append(x[support.inside(x)])
-            drawn += n
-        x = torch.cat(kept)
-        return Inside(x[:n], 1 - len(x) / drawn)
-
-    def mode(self, n: int, generator: torch.Generator, *, steps: int = 100) -> Float[Tensor, " d"]:
-        """The point of largest density that L-BFGS finds from the best of n samples.
-
-        For a posterior it is the maximum a posteriori estimate, and for a constant prior also the
-        maximum likelihood estimate. In a box, the density is unbounded at a face if the law of x̄ is
-        wider than N(0, I). The result is then a point on that face.
-        """
-        self._check_single(n)
-        with torch.no_grad():
-            x, log_prob = self.sample_with_log_prob(n, generator)
-            z = self.data(x[[int(log_prob.argmax())]])
-        z.requires_grad_(True)
-        optimizer = torch.optim.LBFGS([z], max_iter=steps, line_search_fn="strong_wolfe")
-
-        def closure() -> Tensor:
-            loss = -self.log_prob(self.data.inverse(z)).sum()
-            (z.grad,) = torch.autograd.grad(loss, z)
-            return loss.detach()
-
-        optimizer.step(closure)  # pyright: ignore[reportArgumentType]
-        return self.data.inverse(z.detach())[0]
-
-    def _check_single(self, n: int) -> None:
-        if n < 1 or (self.context is not None and len(self.context) > 1):
-            raise ValueError("want n ≥ 1 and one row of context: bind it by .given(y[[i]])")
-
     def reference(self, n: int, generator: torch.Generator) -> Float[Tensor, "{n} d"]:
         """The n points z ~ N(0, I), on the device of the map."""
         like = next(self.data.buffers())
-        z = torch.randn((n, self.d), generator=generator, device=generator.device, dtype=like.dtype)
-        return z.to(like)
+        return normal((n, self.d), generator, like)
 
     def rows(self: Map, rows: Tensor) -> Map:
         """The same map with the contexts of these samples alone."""

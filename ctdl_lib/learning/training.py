@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..dynamics.deferral import all_hold, deferred
+from ..dynamics.deferral import deferred
 from . import storage
 
 
@@ -216,7 +216,7 @@ def _terms(model, loss, batch) -> tuple[dict[str, Tensor], list[Tensor]]:
         try:
             terms = loss(model, batch)
         except Exception:  # perhaps caused by what a check that was put off would have refused
-            if all_hold(checks):
+            if all(map(bool, checks)):
                 raise
             terms = None
     if terms is None:
@@ -258,15 +258,9 @@ def _replace(model: nn.Module, mean: dict[str, Tensor] | None) -> None:
 
 
 def _keep(path: Path, model, optimizer, steps: int, done: list[Step], mean) -> None:
-    history = {
-        "losses": torch.tensor([s.loss for s in done], dtype=torch.float64),
-        "terms": {
-            name: torch.tensor([s.terms[name] for s in done], dtype=torch.float64)
-            for name in done[0].terms
-        },
-        "grad_norms": torch.tensor([s.grad_norm for s in done], dtype=torch.float64),
-        "seconds": torch.tensor([s.seconds for s in done], dtype=torch.float64),
-    }
+    names = list(done[0].terms)
+    rows = [[s.loss, s.grad_norm, s.seconds, *(s.terms[name] for name in names)] for s in done]
+    history = {"terms": names, "rows": torch.tensor(rows, dtype=torch.float64)}
     storage.save(
         path,
         {
@@ -305,15 +299,7 @@ def _restore(path: Path, model, optimizer, steps: int, mean) -> list[Step]:
 
 def _steps(history: dict[str, Any]) -> list[Step]:
     """The records of a history that `_keep` has written."""
-    names, columns = list(history["terms"]), [t.tolist() for t in history["terms"].values()]
-    rows = zip(
-        history["losses"].tolist(),
-        zip(*columns, strict=True),
-        history["grad_norms"].tolist(),
-        history["seconds"].tolist(),
-        strict=True,
-    )
     return [
-        Step(i, total, dict(zip(names, terms, strict=True)), norm, seconds)
-        for i, (total, terms, norm, seconds) in enumerate(rows)
+        Step(i, loss, dict(zip(history["terms"], terms, strict=True)), norm, seconds)
+        for i, (loss, norm, seconds, *terms) in enumerate(history["rows"].tolist())
     ]

@@ -6,7 +6,6 @@ lists these layers and their time-stepping schemes.
 """
 
 from ..contracts import guard
-from .architectures import antisymmetric_field
 from .embeddings import time_features
 from .mlps import MLP, ConcatSquash
 from .operators import FNO, SpectralConv
@@ -19,7 +18,6 @@ __all__ = [
     "Control",
     "ResNet",
     "SpectralConv",
-    "antisymmetric_field",
     "tikhonov",
     "time_features",
     "time_smoothness",

@@ -134,8 +134,8 @@ class FNO(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        if layers < 1 or width < 4 or width % 2:
-            raise ValueError(f"{layers=} must be ≥ 1 and {width=} even and at least 4")
+        if width < 4 or width % 2:
+            raise ValueError(f"{width=} must be even and at least 4")
 
         def weights(outputs: int, inputs: int, *stack: int) -> nn.Parameter:
             uniform = 2 * torch.rand((*stack, outputs, inputs), generator=generator) - 1

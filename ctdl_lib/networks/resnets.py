@@ -56,10 +56,9 @@ class ResNet(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"{layers=} must be at least 1")
         if reverse and architecture.scheme.inverse is None:
             raise ValueError(NO_INVERSE)
+        self.inputs, self.width = inputs, width
         self.architecture, self.reverse = architecture, reverse
         self.horizon, self.h = horizon, horizon / layers
         plain = architecture is PLAIN
@@ -84,19 +83,9 @@ class ResNet(nn.Module):
         return len(self.K)
 
     @property
-    def inputs(self) -> int:
-        """The number of inputs."""
-        return self.K_in.shape[1]
-
-    @property
-    def width(self) -> int:
-        """The number of features."""
-        return self.K_in.shape[0]
-
-    @property
     def theta(self) -> tuple[Tensor, ...]:
         """The weights of all layers: K, b, and any further weights of the architecture."""
-        return tuple(getattr(self, name) for name in self.architecture.shapes(len(self.K_in)))
+        return tuple(getattr(self, name) for name in self.architecture.shapes(self.width))
 
     def forward(self, y: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:
         """The logits K_out u_N + b_out."""
@@ -156,7 +145,7 @@ class ResNet(nn.Module):
         Raises:
             ValueError: `layers` is not N times a power of two.
         """
-        doublings = math.log2(layers / self.layers) if layers >= 1 else -1.0
+        doublings = math.log2(layers / self.layers)
         if doublings < 0 or not doublings.is_integer():
             raise ValueError(
                 f"layers={layers} must be {self.layers} times a power of two: take"
@@ -164,7 +153,7 @@ class ResNet(nn.Module):
             )
         finer = copy.deepcopy(self)
         finer.h = self.horizon / layers
-        for name in self.architecture.shapes(len(self.K_in)):
+        for name in self.architecture.shapes(self.width):
             theta = prolongate(getattr(self, name).detach(), layers)
             setattr(finer, name, nn.Parameter(theta))
         return finer

@@ -44,9 +44,6 @@ class ConvexPotential(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"{layers=} must be at least 1")
-
         self.d, self.context_dim = d, context_dim or None
 
         def linear(inputs: int, outputs: int, offset: float = 0.0) -> nn.Linear:

@@ -36,8 +36,6 @@ class ResNetPotential(Potential):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"{layers=} must be at least 1")
         self.d, self.context_dim, self.h = d, context_dim, 1.0 / max(layers - 1, 1)
         n = d + 1 + context_dim
 

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ctdl_lib.dynamics.stepping import STAGES, step
 from ctdl_lib.generative.diffusion import Schedule, perturb
-from ctdl_lib.generative.fields import Covariance, Field, squared_wave_numbers
+
+from .grids import Field, squared_wave_numbers
+from .priors import Covariance
 
 
 @dataclass(frozen=True, eq=False)

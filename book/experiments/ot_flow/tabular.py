@@ -28,6 +28,7 @@ from machinery.claims import Claim, Control, Measurement, Row, below
 from machinery.store import Record, Store
 
 from .densities import mean_nll, seeded
+from .rivals import mmd
 from .steps import SEEDS
 
 SECONDS = 8  # the budget of a training, on one thread
@@ -328,7 +329,7 @@ def judged(
         "train": mean_nll(model, split.train[:few]),
         "val": mean_nll(model, split.val[:few]),
         "test": mean_nll(model, split.test[:few]),
-        "mmd": metrics.mmd(test, sample, bandwidth=PROTOCOL["bandwidth"]),
+        "mmd": mmd(test, sample, bandwidth=PROTOCOL["bandwidth"]),
         "parameters": sum(p.numel() for p in model.parameters()),
         "evaluations": count.evaluations,
         "seconds": seconds,

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ctdl_lib.generative.maps import Support
+from .posteriors import Support
 
 
 class Coverage(NamedTuple):
