@@ -34,7 +34,7 @@ class TableError(ValueError):
     """A file is missing, cannot be read, or does not hold the table that it should."""
 
 
-def published(name: str, path: Path, *, complete: bool = True) -> Split:
+def published(name: str, path: Path | str, *, complete: bool = True) -> Split:
     """The rows of a published table for training, validation and test.
 
     Args:
