@@ -23,12 +23,13 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from ctdl_lib.generative import Denoiser, Flow, Laplacian, Schedule, denoising
+from ctdl_lib.generative import Denoiser, Flow, Schedule, denoising
 from ctdl_lib.learning import train
 from ctdl_lib.networks import FNO
 from ctdl_lib.potentials import ResNetPotential
 from machinery.store import Store
 
+from ..function_space.priors import Laplacian
 from ..simulation_based_inference.campaigns import simulate
 from ..simulation_based_inference.lotka_volterra import StochasticLotkaVolterra
 
