@@ -10,6 +10,7 @@ from ..dynamics.stepping import as_tensor, same_shape
 from ..potentials.potential import Derivatives, Gradient, Potential, Sigma, Time
 
 Policy = Callable[[Time, Tensor], Tensor]
+Box = tuple[Tensor, Tensor]
 
 
 @runtime_checkable

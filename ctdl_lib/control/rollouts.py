@@ -11,9 +11,7 @@ from ..dynamics.deferral import holds
 from ..dynamics.integration import integrate
 from ..dynamics.stochastic import euler_maruyama
 from ..potentials.potential import Sigma, Time
-from .problem import ControlProblem, Policy, rates_of, sigma_of, terminal_cost_of
-
-Box = tuple[Tensor, Tensor]
+from .problem import Box, ControlProblem, Policy, rates_of, sigma_of, terminal_cost_of
 
 
 class Rollout(NamedTuple):

@@ -8,9 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..dynamics.stepping import clock, normal
-from .problem import ControlProblem, rates_of, sigma_of, terminal_cost_of
-
-Box = tuple[Tensor, Tensor]
+from .problem import Box, ControlProblem, rates_of, sigma_of, terminal_cost_of
 
 
 class Checked(NamedTuple):

@@ -58,7 +58,6 @@ class ResNet(nn.Module):
         super().__init__()
         if reverse and architecture.scheme.inverse is None:
             raise ValueError(NO_INVERSE)
-        self.inputs, self.width = inputs, width
         self.architecture, self.reverse = architecture, reverse
         self.horizon, self.h = horizon, horizon / layers
         plain = architecture is PLAIN
@@ -81,6 +80,16 @@ class ResNet(nn.Module):
     def layers(self) -> int:
         """The number N of layers."""
         return len(self.K)
+
+    @property
+    def inputs(self) -> int:
+        """The number of inputs."""
+        return self.K_in.shape[1]
+
+    @property
+    def width(self) -> int:
+        """The number of features."""
+        return self.K_in.shape[0]
 
     @property
     def theta(self) -> tuple[Tensor, ...]:

@@ -53,7 +53,7 @@ class Conditional(nn.Module, abc.ABC):
     def given(self: Bound, y: Any) -> Bound:
         """The module with the context y."""
 
-    def bind(self: Bound, context: Tensor) -> Bound:
+    def bind(self: Bound, context: Tensor | None) -> Bound:
         """The module with this context and the same parameters."""
         bound = copy.copy(self)
         bound.context = context
