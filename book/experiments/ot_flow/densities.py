@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ctdl_lib.generative import Flow, ot_flow
 from ctdl_lib.learning import Step, cosine, train
-from ctdl_lib.potentials import ResNetPotential
+from ctdl_lib.potentials import Potential, ResNetPotential
 from ctdl_lib.problems.densities import TOYS, Density, Estimate
 from machinery.store import Store
 
@@ -60,6 +60,22 @@ class Gap:
     least: float
     gap: float
     standard_error: float
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What the objective of a training sees at its end, beside the true gap.
+
+    `believed` is the gap by the Runge–Kutta steps of the training, `gap` that by a fine solve.
+    `transport` is E ∫½‖v‖² dt, and `hjb` is the residual E ∫|∂ₜΦ − ½‖∇Φ‖²| dt.
+    """
+
+    density: str
+    seed: int
+    believed: float
+    gap: float
+    transport: float
+    hjb: float
 
 
 PUBLISHED = {  # α and β of the settings documented with the paper's code
@@ -214,6 +230,27 @@ def gap(flow: Flow, name: str, seed: int, x: Tensor | None = None) -> Gap:
     found = difference(solved(flow, steps=FINE), name, x)
     least = mean_nll(TOYS[name], x)
     return Gap(name, seed, least + found.value, least, found.value, found.standard_error)
+
+
+@torch.no_grad()
+def belief(flow: Flow, name: str, seed: int, x: Tensor) -> Belief:
+    """What the training of a flow believed in its last step, and what is true."""
+    assert isinstance(flow.velocity, Potential)
+    steps = settings(name).rk4
+    terms = ot_flow(flow.velocity, x, likelihood=1.0, hjb=1.0, steps=steps)
+    seen = difference(solved(flow, steps=steps), name, x).value
+    true = difference(solved(flow, steps=FINE), name, x).value
+    return Belief(name, seed, seen, true, terms["transport"].item(), terms["hjb"].item())
+
+
+def beliefs_table(found: Sequence[Belief]) -> str:
+    """The beliefs of trainings, one a row, as a Markdown table."""
+    head = "| density | seed | gap it believes | true gap | transport cost | HJB residual |"
+    lines = [head, "|---|---:|---:|---:|---:|---:|"]
+    for b in found:
+        numbers = f"{b.believed:.3f} | {b.gap:.3f} | {b.transport:.2f} | {b.hjb:.2f}"
+        lines.append(f"| {b.density} | {b.seed} | {numbers} |")
+    return "\n".join(lines)
 
 
 def gaps(
