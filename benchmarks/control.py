@@ -14,6 +14,10 @@ from ctdl_lib.problems.vehicles import Quadcopter
 from experiments.stochastic_control.radial import LogarithmicTarget
 from machinery.benchmarking import Floor, Row, compare
 
+from .potentials import Runs, has_compiler
+
+UNROLLED = 20  # steps that are compiled as one graph within a minute or two
+
 # The networks, batches, steps and weights of li2024neural.
 SIX = ("bsde", "terminal", "terminal_gradient", "hjb", "cost", "initial")
 CASES = {
@@ -74,16 +78,22 @@ def rows() -> Iterator[Row]:
         x = start + 0.1 * torch.randn(batch, len(start))
         dW = torch.randn(steps, batch, len(start)) / math.sqrt(steps)
 
-        def ours(problem=problem, phi=phi, x=x, dW=dW, weights=weights):
+        def loss(x, dW, problem=problem, phi=phi, weights=weights):
             terms = objective(problem, phi, x, steps=len(dW), dW=dW, **weights)
-            torch.stack(list(terms.values())).sum().backward()
+            return torch.stack(list(terms.values())).sum()
+
+        def ours(loss=loss, x=x, dW=dW):
+            loss(x, dW).backward()
 
         def plain(problem=problem, phi=phi, x=x, dW=dW, weights=weights):
             terms = one_by_one(problem, phi, x, dW)
             torch.stack([weights[key] * term for key, term in terms.items()]).sum().backward()
 
         case = f"{name}, {batch} paths, {steps} steps"
-        runs = {"ours": ours, "one time after another": plain}
+        runs: Runs = {"ours": ours, "one time after another": plain}
+        if has_compiler() and steps <= UNROLLED:
+            fused = torch.compile(loss, fullgraph=True, dynamic=False)
+            runs["ours, compiled"] = lambda fused=fused, x=x, dW=dW: fused(x, dW).backward()
         yield from compare(
             case, runs, floor=products(phi, batch, steps, weights["hjb"] > 0), rounds=7
         )

@@ -91,7 +91,8 @@ CHANGED: dict[str, dict[str, Any]] = {  # sharp corners and many turns take long
     "pinwheel": {"steps": 6000},
     "checkerboard": {"beta": 3.0, "first": 6, "rk4": 12, "steps": 8000, "lr": 0.03}
     | {"width": 48, "spread": 2.0},
-    "2spirals": {"beta": 3.0, "first": 6, "rk4": 10, "steps": 8000, "lr": 0.03, "spread": 1.0},
+    "2spirals": {"beta": 3.0, "first": 8, "rk4": 12, "steps": 10000, "lr": 0.03, "warmup": 600}
+    | {"spread": 1.0},
 }
 
 

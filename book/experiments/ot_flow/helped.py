@@ -95,7 +95,7 @@ def starts(
 ) -> dict[str, list[dict[str, list[float]]]]:
     """The curves of the two spirals, one a seed, by the start of the first layer and the rate."""
     smoke = store.run == "smoke"
-    key = settings(STARTED, steps=STEPS)
+    key = settings(STARTED, steps=STEPS, first=6, rk4=10, warmup=50)
     found = {}
     for i, (name, change) in enumerate(STARTS.items()):
         tried = replace(key, **change)
