@@ -163,7 +163,7 @@ def _array(hint: Any, names: list[str], entries: str, value: Any, sizes: Sizes) 
     sizes.update(known)
     if tensor and value.is_meta:
         return ValueError, f" must have values, got {_what(value)}"
-    if tensor and value.is_floating_point() and not _finite(value):
+    if entries == "floating point" and not _finite(value):
         bad = (~value.isfinite()).reshape(len(value) if value.dim() else 1, -1).any(1)
         said = f"{int(bad.sum())} of {len(bad)} rows have NaN or infinite entries"
         return ValueError, f" must be finite, but {said} (first row {int(bad.nonzero()[0])})"
