@@ -14,7 +14,7 @@ from ..dynamics.integration import integrate
 from ..dynamics.stepping import Statistics, Velocity, same_shape
 from ..potentials.potential import Potential
 from .maps import Sample, TransportMap
-from .optimal_transport import ot_flow
+from .optimal_transport import ot_flow_terms
 from .scaling import BoxScaling, Rows
 
 
@@ -84,10 +84,8 @@ class Flow(TransportMap):
             raise TypeError("OT-Flow's objective needs a Potential as the velocity of the flow")
         if (y is None) != (len(self.conditions.mean) == 0):
             raise ValueError("give one context y for each x if, and only if, context_dim is set")
-        context = self.velocity.context if y is None else self.conditions(y)
-        phi = self.velocity.bind(context)
-        phi.standardized = False  # as a potential of the data that `ot_flow` gets
-        return ot_flow(phi, self.data(x), steps=steps, likelihood=likelihood, hjb=hjb)
+        phi = self.velocity if y is None else self.velocity.given(self.conditions(y))
+        return ot_flow_terms(phi, self.data(x), steps=steps, likelihood=likelihood, hjb=hjb)
 
     def forward(
         self,

@@ -105,6 +105,13 @@ def ot_flow(
             "the flow of this potential standardizes its data: use flow.objective(x, …) with data"
             " in their own units"
         )
+    return ot_flow_terms(potential, x, steps=steps, likelihood=likelihood, hjb=hjb)
+
+
+def ot_flow_terms(
+    potential: Potential, x: Float[Tensor, "batch d"], *, steps: int, likelihood: float, hjb: float
+) -> dict[str, Float[Tensor, ""]]:
+    """The terms of `ot_flow` for data x in the coordinates of the potential."""
     if not likelihood > 0 or not hjb >= 0:
         raise ValueError(
             f"likelihood={likelihood} must be positive and hjb={hjb} not negative: without the"

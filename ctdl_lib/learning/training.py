@@ -75,7 +75,8 @@ def train(
         compiled: the loss and its gradient are compiled by `torch.compile` in the first step, on a
             GPU into a CUDA graph. This takes a C++ compiler and a minute or more, and again for
             each new shape of a batch and each number in it. Numbers agree up to rounding. Checks of
-            numbers inside of `loss` are left out, and made if the loss is not finite.
+            numbers inside of `loss` are left out, and made if the loss is not finite. A loss that
+            binds a context is compiled in parts.
 
     Raises:
         TrainingError: a term or the gradient is not finite. The step changes nothing, and the last
