@@ -12,9 +12,9 @@ from ctdl_lib.potentials import PinnedPotential, Potential, ResNetPotential
 from ctdl_lib.problems.control import obstacle
 from ctdl_lib.problems.vehicles import Quadcopter
 from experiments.stochastic_control.radial import LogarithmicTarget
-from machinery.benchmarking import Floor, Row, compare
+from machinery.benchmarking import Floor, Row, compare, has_compiler
 
-from .potentials import Runs, has_compiler
+from .potentials import Runs
 
 COMPILED = ("2-D",)  # a graph of more steps takes minutes to compile
 

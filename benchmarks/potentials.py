@@ -1,6 +1,5 @@
 """Potentials of OT-Flow: closed forms against automatic differentiation and plain formulas."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from ctdl_lib.dynamics import integrate
 from ctdl_lib.generative import ot_flow
 from ctdl_lib.potentials import AutodiffPotential, Derivatives, Gradient, Potential, ResNetPotential
-from machinery.benchmarking import Floor, Row, compare
+from machinery.benchmarking import Floor, Row, compare, has_compiler
 
 Runs = dict[str, Callable[[], object]]
 
@@ -67,10 +66,6 @@ class PlainPotential(Potential):
             trace = trace + h * ((1 - slope**2) * zi * (KJ**2).sum(-1)).sum(-1)
             J = J + h * slope[:, :, None] * KJ
         return Derivatives(value, ds[:, d], ds[:, :d], trace)
-
-
-def has_compiler() -> bool:
-    return any(map(shutil.which, ("c++", "g++", "clang++")))
 
 
 def log_2_cosh(a: Tensor) -> Tensor:

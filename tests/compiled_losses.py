@@ -5,7 +5,6 @@ tests add to the library.
 """
 
 import json
-import shutil
 
 import torch
 from torch import nn
@@ -18,9 +17,9 @@ from ctdl_lib.networks import FNO, MLP
 from ctdl_lib.potentials import ResNetPotential
 from ctdl_lib.problems.control import obstacle
 from ctdl_lib.problems.vehicles import Quadcopter
+from machinery.benchmarking import has_compiler
 
 N, STEPS = 6, 1
-HAS_COMPILER = any(map(shutil.which, ("c++", "g++", "clang++")))
 
 
 def seeded(seed=0):
@@ -44,6 +43,13 @@ def own_units():
     flow = Flow(potential(), 2, solver={"steps": STEPS}).standardize(drawn(50, 2)).double()
     weights = {"steps": STEPS, "likelihood": 2.0, "hjb": 1.0}
     return flow, lambda flow, x: flow.objective(x, **weights), 3 * drawn(N, 2)
+
+
+def with_context():
+    phi = ResNetPotential(2, context_dim=1, width=4, generator=seeded()).double()
+    weights = {"steps": STEPS, "likelihood": 2.0, "hjb": 1.0}
+    batch = drawn(N, 2), drawn(N, 1, seed=2)
+    return phi, lambda phi, batch: ot_flow(phi.given(batch[1]), batch[0], **weights), batch
 
 
 def likelihood():
@@ -92,15 +98,15 @@ def value_and_gradients(model, loss, batch):
     return [total.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
 
 
-def traced(make):
-    """The relative error of the value and the gradients of a loss that is traced as one graph.
+def traced(make, whole=True):
+    """The relative error of the value and the gradients of a loss that is traced.
 
-    A break of the graph is an error: a CUDA graph could not take the whole of it.
+    If it has to be one graph, a break is an error: a CUDA graph could not take the whole of it.
     """
     model, loss, batch = make()
     torch.compiler.reset()
     expected = [part.clone() for part in value_and_gradients(model, loss, batch)]
-    graph = torch.compile(loss, fullgraph=True, dynamic=False, backend="aot_eager")
+    graph = torch.compile(loss, fullgraph=whole, dynamic=False, backend="aot_eager")
     return furthest(value_and_gradients(model, graph, batch), expected)
 
 
@@ -145,6 +151,7 @@ def refused(compiled):
 if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
     report = {"traced": {name: traced(make) for name, make in LOSSES.items()}}
-    if HAS_COMPILER:
+    report["in parts"] = traced(with_context, whole=False)
+    if has_compiler():
         report |= {"trained": trained(), "refused": [refused(False), refused(True)]}
     print(json.dumps(report))

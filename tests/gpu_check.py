@@ -34,7 +34,6 @@ from ctdl_lib.learning import train
 from ctdl_lib.networks import FNO
 from ctdl_lib.potentials import ResNetPotential
 from machinery import chapters
-from machinery.benchmarking import processor
 
 TOLERANCE = 1e-8  # in double precision, where sums are taken in another order
 KEPT = chapters.BOOK / "results" / "gpu"
@@ -222,7 +221,7 @@ def main():
     if cuda and not torch.cuda.is_available():
         sys.exit("this machine has no GPU that torch can see: try the script with DEVICE=cpu")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    card = torch.cuda.get_device_name(given.device) if cuda else f"no GPU, {processor()}"
+    card = torch.cuda.get_device_name(given.device) if cuda else f"no GPU, {chapters.processor()}"
     report = {"card": card, "torch": torch.__version__, "date": str(datetime.date.today())}
     torch.set_default_dtype(torch.float64)
     report["algorithms"] = algorithms(given.device)

@@ -35,6 +35,10 @@ def test_a_loss_is_one_graph_with_the_same_gradients(report, name):
     assert report["traced"][name] < 1e-10
 
 
+def test_a_loss_that_binds_a_context_is_traced_in_parts(report):
+    assert report["in parts"] < 1e-10
+
+
 def test_a_compiled_training_ends_with_the_same_weights(report):
     if "trained" not in report:
         pytest.skip("torch.compile needs a C++ compiler")

@@ -211,22 +211,21 @@ def block(word):
     return found
 
 
+def printed(folder, *command):
+    """What this Python prints in a process of its own, in that folder."""
+    how = {"cwd": folder, "env": SEPARATE, "capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run([sys.executable, *command], **how)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_the_training_on_the_page_runs_under_torchrun_and_learns_the_same(tmp_path):
     code = block("DistributedDataParallel")
     (tmp_path / "together.py").write_text(code)
     flows = []
     for count in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        done = subprocess.run(
-            [*command, "--nproc-per-node", str(count), "together.py"],
-            cwd=tmp_path,
-            env=SEPARATE,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        assert "19 " in done.stdout
+        processes = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        assert "19 " in printed(tmp_path, *processes, "together.py")
         flows.append(torch.load(tmp_path / "flow.pt", weights_only=True))
     one, two = flows
     assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)
@@ -234,16 +233,7 @@ def test_the_training_on_the_page_runs_under_torchrun_and_learns_the_same(tmp_pa
 
 def test_the_campaign_on_the_page_runs_and_keeps_its_parts(tmp_path):
     (tmp_path / "campaign.py").write_text(block("LocalCluster"))
-    done = subprocess.run(
-        [sys.executable, "campaign.py"],
-        cwd=tmp_path,
-        env=SEPARATE,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    count, completed = map(int, done.stdout.split())
+    count, completed = map(int, printed(tmp_path, "campaign.py").split())
     assert count == 5000
     assert 0 < completed <= count
     assert len(list((tmp_path / "campaign").glob("*.safetensors"))) == 5

@@ -2,15 +2,17 @@
 
 import datetime
 import json
-import platform
+import shutil
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
+
+from .chapters import processor
+from .instruments import interleaved_rounds
 
 KEPT = Path(__file__).parent.parent / "results" / "benchmarks.json"
 
@@ -64,7 +66,7 @@ def compare(
     runs = dict(contenders) | ({} if floor is None else {"floor": floor.run})
     seconds = {
         name: [s / work.get(name, 1.0) for s in found]
-        for name, found in measured(runs, rounds).items()
+        for name, found in interleaved_rounds(runs, rounds).items()
     }
     own, *peers = contenders
     least = None
@@ -82,17 +84,9 @@ def compare(
     return [against(peer) for peer in peers] or [alone]
 
 
-def measured(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """The seconds of each contender in each of the rounds, after one that is not measured."""
-    for run in contenders.values():
-        run()
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, run in contenders.items():
-            started = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler, which torch.compile needs on a CPU."""
+    return any(map(shutil.which, ("c++", "g++", "clang++")))
 
 
 def shown(seconds: float | None) -> str:
@@ -143,13 +137,3 @@ def page(path: Path = KEPT) -> list[str]:
         rows = [Row(**row) for row in kept["rows"]]
         lines += [f"## {kept['title']}", "", where, "", *markdown(rows), ""]
     return lines
-
-
-def processor() -> str:
-    """The name of the processor, as well as the system knows it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.machine()
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.machine())

@@ -1,6 +1,5 @@
 """Measurements of the time, the memory and the memory traffic of a computation."""
 
-import math
 import time
 from collections.abc import Callable, Mapping
 
@@ -18,15 +17,22 @@ def interleaved_times(
     A slow period of the machine then affects all contenders, and the minimum excludes it. Before
     the first round each contender runs once without a measurement.
     """
+    return {name: min(found) for name, found in interleaved_rounds(contenders, rounds).items()}
+
+
+def interleaved_rounds(
+    contenders: Mapping[str, Callable[[], object]], rounds: int
+) -> dict[str, list[float]]:
+    """The seconds of each contender in each of the rounds, which run all of them in turn."""
     for run in contenders.values():
         run()
-    best = dict.fromkeys(contenders, math.inf)
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
             started = time.perf_counter()
             run()
-            best[name] = min(best[name], time.perf_counter() - started)
-    return best
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
 
 
 def retained_bytes(compute: Callable[[], object]) -> int:

@@ -131,10 +131,7 @@ def denoising(
 class Score(nn.Module):
     """The preconditioned score S(t, x) = Q∇log p_t(x) = −η̂(t, x)/s(t) of a denoiser.
 
-    For t < `first`, where s is almost zero, the score at t = `first` is returned. A likelihood by
-    `ProbabilityFlow` so resolves deviations down to about s(`first`), .01 by default. With the
-    exact score of N(0, .01²), log p is off by a tenth of a nat, and by less than .001 with
-    first=1e-5.
+    For t < `first`, where s is almost zero, the score at t = `first` is returned.
     """
 
     def __init__(self, denoiser: nn.Module, schedule: Schedule, *, first: float = 1e-3):
@@ -154,9 +151,9 @@ class ProbabilityFlow(nn.Module):
     model. To choose their first step, adaptive solvers may evaluate v outside of [0, 1]. There v
     takes its value at the nearest end.
 
-    A law much narrower than s(`first`) of the score comes out too wide. For N(0, .003²) and its
-    exact score, log p is .43 nat too small in the mean with first=1e-3, and less than .001 with
-    first=1e-5.
+    A law narrower than s(`first`) of the score, .01 by default, comes out too wide. For N(0, .003²)
+    and its exact score, log p is .43 nat too small in the mean with first=1e-3, and less than .001
+    with first=1e-5.
 
     Reference: song2021score, section 4.3.
     """
