@@ -5,6 +5,7 @@ works for this process, in the program and in the system, which other programs d
 clock. Its bytes are the peak of the resident memory above what the process held before.
 """
 
+import gc
 import math
 import os
 import sys
@@ -177,6 +178,7 @@ def cost(name: str, size: int) -> Cost:
     torch.set_num_threads(1)
     work = WORKLOADS[name]
     work.prepare(work.tiny)()  # compiles, and loads what is loaded once
+    gc.collect()  # else what is freed meanwhile would be taken off the peak
     before = _peak(reset=True)
     run = work.prepare(size)
     run()
