@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -13,13 +12,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from .contracts import guard
-
-
-class Spread(NamedTuple):
-    """Mean and standard deviation over repetitions."""
-
-    mean: float
-    std: float
 
 
 def accuracy(logits: Float[Tensor, "batch classes"], label: Int[Tensor, " batch"]) -> float:
@@ -49,14 +41,6 @@ def cross_entropy(
 def predict(logits: Float[Tensor, "batch classes"]) -> Int[Tensor, " batch"]:
     """The most probable class of each sample; with one logit, class 1 if it is positive."""
     return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """The mean and the standard deviation √(Σ(x − mean)²/(n − 1)) of n ≥ 2 values."""
-    if len(values) < 2:
-        raise ValueError(f"a spread needs at least two values, got {len(values)}")
-    mean = math.fsum(values) / len(values)
-    return Spread(mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1)))
 
 
 def observed_orders(errors: Sequence[float], sizes: Sequence[float]) -> list[float]:

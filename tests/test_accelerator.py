@@ -361,10 +361,7 @@ def controlled(diffusion, generator=None, **how):
             policy = control.feedback(problem, phi)
             method = how.get("method", "euler_maruyama")
             noise = {} if generator is None else {"generator": seeded(generator)}
-            box = -10 * torch.ones(2), 10 * torch.ones(2)
-            path = control.rollout(
-                problem, policy, x, steps=4, method=method, trained_on=box, **noise
-            )
+            path = control.rollout(problem, policy, x, steps=4, method=method, **noise)
             return (*terms.values(), path.cost, path.x)
 
         return phi, run

@@ -585,22 +585,6 @@ def test_no_other_policy_of_its_family_is_cheaper(generator):
 # --- starts never seen, and bad input -----------------------------------------------------------
 
 
-BOX = (torch.full((2,), -1.0), torch.full((2,), 1.0))
-
-
-def test_starts_outside_of_the_box_bring_a_warning_and_the_same_paths():
-    problem, x = Pendulum(0.0), torch.tensor([[0.5, 0.5], [0.0, 1.5], [-3.0, 0.0]])
-    with pytest.warns(UserWarning, match=r"2 of 3 starts .*sample 1 first"):
-        warned = rollout(problem, wandering, x, steps=3, trained_on=BOX)
-    assert torch.equal(warned.x, rollout(problem, wandering, x, steps=3).x)
-
-
-@pytest.mark.parametrize("method", ["euler_maruyama", "rk4"])
-def test_starts_inside_of_the_box_and_on_its_rim_do_not(method):
-    x = torch.tensor([[0.5, 0.5], [1.0, -1.0]])
-    rollout(Pendulum(0.0), wandering, x, steps=3, trained_on=BOX, method=method)
-
-
 class Cliff:
     """The cost log(1.5 − x₁) of a walk to the right is infinite on the way, or at the end."""
 
@@ -799,13 +783,6 @@ def test_with_a_sampler_it_is_refused_as_well():
     problem.terminal_cost = lambda x: x[:, 0]
     with pytest.raises(TypeError, match="lacks optimal_control"):
         objective(problem, phi, torch.ones(3, 2), steps=2, sampler=along, cost=0.0, bsde=1.0)
-
-
-def test_the_warning_points_to_the_caller(unchecked):
-    x = torch.tensor([[0.0, 1.5]])
-    with pytest.warns(UserWarning, match="1 of 1 starts") as caught:
-        unchecked.rollout(Pendulum(0.0), wandering, x, steps=3, trained_on=BOX)
-    assert caught[0].filename == __file__
 
 
 def test_the_first_paths_alone_can_be_penalized(generator):

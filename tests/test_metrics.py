@@ -13,7 +13,6 @@ from ctdl_lib.metrics import (
     observed_orders,
     predict,
     sliced_wasserstein,
-    spread,
 )
 from ctdl_lib.networks import SpectralConv
 from machinery.instruments import interleaved_times, moved_bytes, retained_bytes
@@ -23,15 +22,6 @@ def test_accuracy_counts_what_is_recognised():
     logits = torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0], [0.0, 1.0]])
     assert accuracy(logits, torch.tensor([0, 1, 1, 1])) == 75.0
     assert predict(torch.tensor([[-1.0], [2.0]])).tolist() == [0, 1]
-
-
-def test_spread_is_that_of_torch():
-    values = torch.randn(7)
-    found = spread(values.tolist())
-    assert found.mean == pytest.approx(float(values.mean()))
-    assert found.std == pytest.approx(float(values.std()))
-    with pytest.raises(ValueError, match="at least two"):
-        spread([1.0])
 
 
 def test_observed_orders_of_powers():

@@ -168,7 +168,6 @@ CALLS = [
     (metrics.accuracy, {"logits": x, "label": label}, {"logits": wide}),
     (metrics.cross_entropy, {"logits": x, "label": label}, {"logits": wide}),
     (metrics.predict, {"logits": x}, {"logits": wide}),
-    (metrics.spread, {"values": [1.0, 2.0]}, {}),
     (metrics.observed_orders, {"errors": [1.0, 0.5], "sizes": [0.2, 0.1]}, {}),
     (metrics.sliced_wasserstein, {"x": x, "y": z, "projections": 3, "generator": gen()}, {}),
     (metrics.c2st, {"x": x, "y": z, "seed": 0, "folds": 2}, {}),

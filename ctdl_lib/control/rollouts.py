@@ -1,6 +1,5 @@
 """Paths under a policy, and their costs."""
 
-import warnings
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from ..dynamics.deferral import holds
 from ..dynamics.integration import integrate
 from ..dynamics.stochastic import euler_maruyama
 from ..potentials.potential import Sigma, Time
-from .problem import Box, ControlProblem, Policy, rates_of, sigma_of, terminal_cost_of
+from .problem import ControlProblem, Policy, rates_of, sigma_of, terminal_cost_of
 
 
 class Rollout(NamedTuple):
@@ -45,7 +44,6 @@ def rollout(
     generator: torch.Generator | None = None,
     dW: Float[Tensor, "n batch k"] | None = None,
     method: Literal["euler_maruyama", "rk4"] = "euler_maruyama",
-    trained_on: Box | None = None,
 ) -> Rollout:
     """The paths from x(0) = x under u = policy(t, x), and their costs.
 
@@ -54,8 +52,6 @@ def rollout(
 
     Args:
         generator, dW: the source of the noise, or the noise (steps, batch, r); neither if σ = 0.
-        trained_on: the corners (low, high) of the box of starts that a policy was trained on, (d,)
-            each. Starts outside of the box cause a warning.
 
     Raises:
         ValueError: `steps`, `method`, σ or the noise is invalid.
@@ -64,8 +60,6 @@ def rollout(
 
     Reference: li2024neural, section 3.
     """
-    if trained_on is not None:
-        _warn_outside(x, trained_on)
     _check_driver(sigma_of(problem, x), method, generator is None and dW is None)
     if method == "rk4":
         path = _deterministic(problem, policy, x, steps)
@@ -126,16 +120,4 @@ def _check_finite(costs: Tensor, t: Tensor, x: Tensor) -> None:
             f"the cost of sample {i} is {costs[k, i].item()} at t={t[k].item():.4g}, where"
             f" x={[round(value, 4) for value in x[k, i].tolist()]}; check(problem, x) examines the"
             " problem"
-        )
-
-
-def _warn_outside(x: Tensor, box: Box) -> None:
-    low, high = (corner.to(x) for corner in box)
-    outside = ((x < low) | (x > high)).any(-1)
-    if outside.any():
-        i = int(outside.nonzero()[0])
-        warnings.warn(
-            f"{int(outside.sum())} of {len(x)} starts lie outside the box that the policy was"
-            f" trained on (sample {i} first): what it does there was never learned",
-            stacklevel=3,
         )

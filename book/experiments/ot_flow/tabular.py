@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ import torch
 import zuko
 from torch import Tensor, nn
 
-from ctdl_lib import metrics
 from ctdl_lib.dynamics import Statistics
 from ctdl_lib.generative import Flow, Standardization, flow_matching
 from ctdl_lib.learning import TrainingError, cosine, minibatches, train
@@ -430,7 +430,7 @@ def _mean(values: Sequence[float], digits: str) -> str:
     """Mean ± standard deviation as text."""
     if len(values) < 2:
         return f"{values[0]:{digits}}"
-    mean, std = metrics.spread(values)
+    mean, std = fmean(values), stdev(values)
     return f"{mean:{digits}} ± {std:{digits}}"
 
 
