@@ -1,7 +1,7 @@
 """What the settings are worth: trainings on the circles with one of them changed at a time."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,6 +17,8 @@ DENSITY = "circles"
 SEEDS = (0, 1)  # those on which settings are chosen
 STEPS, EVERY = 1000, 200
 POINTS, SMOKE_POINTS = 2_000, 200
+
+Curves = dict[str, list[dict[str, list[float]]]]  # by settings, the curves of all seeds
 
 
 def variants() -> dict[str, Settings]:
@@ -65,19 +67,10 @@ def _with(flow: Flow, key: Settings, weights: Sequence[torch.Tensor]) -> Flow:
     return other
 
 
-def helped(store: Store, seeds: Sequence[int] = SEEDS) -> dict[str, list[dict[str, list[float]]]]:
-    """The curves of every variant, one a seed. Each variant is a record of its own."""
-    smoke = store.run == "smoke"
-    found = {}
-    for i, (name, key) in enumerate(variants().items()):
-
-        def compute(key: Settings = key) -> dict[str, Any]:
-            return {"rows": [curve(key, seed, smoke) for seed in seeds]}
-
-        stored = asdict(key) | {"seeds": list(seeds), "every": EVERY}
-        if not (smoke and i):
-            found[name] = store.measure(f"helped-{i}", stored, compute).numbers["rows"]
-    return found
+def helped(store: Store, seeds: Sequence[int] = SEEDS) -> Curves:
+    """The curves of every variant."""
+    few = 1 if store.run == "smoke" else None
+    return _measured(store, "helped", dict(list(variants().items())[:few]), seeds)
 
 
 STARTED = "2spirals"
@@ -90,21 +83,25 @@ STARTS: dict[str, dict[str, Any]] = {  # the library's start has a search of its
 }
 
 
-def starts(
-    store: Store, seeds: Sequence[int] = REPORTED
-) -> dict[str, list[dict[str, list[float]]]]:
-    """The curves of the two spirals, one a seed, by the start of the first layer and the rate."""
-    smoke = store.run == "smoke"
+def starts(store: Store, seeds: Sequence[int] = REPORTED) -> Curves:
+    """The curves of the two spirals by the start of the first layer and the rate."""
     key = settings(STARTED, steps=STEPS, first=6, rk4=10, warmup=50)
+    tried = {name: replace(key, **change) for name, change in STARTS.items()}
+    return _measured(store, "start", tried, seeds)
+
+
+def _measured(
+    store: Store, stem: str, tried: Mapping[str, Settings], seeds: Sequence[int]
+) -> Curves:
+    """The curves by the name of their settings, one a seed. Each name is a record of its own."""
     found = {}
-    for i, (name, change) in enumerate(STARTS.items()):
-        tried = replace(key, **change)
+    for i, (name, key) in enumerate(tried.items()):
 
-        def compute(key: Settings = tried) -> dict[str, Any]:
-            return {"rows": [curve(key, seed, smoke) for seed in seeds]}
+        def compute(key: Settings = key) -> dict[str, Any]:
+            return {"rows": [curve(key, seed, store.run == "smoke") for seed in seeds]}
 
-        stored = asdict(tried) | {"seeds": list(seeds), "every": EVERY}
-        found[name] = store.measure(f"start-{i}", stored, compute).numbers["rows"]
+        stored = asdict(key) | {"seeds": list(seeds), "every": EVERY}
+        found[name] = store.measure(f"{stem}-{i}", stored, compute).numbers["rows"]
     return found
 
 
@@ -113,7 +110,7 @@ def last_gaps(curves: list[dict[str, list[float]]]) -> list[float]:
     return [curve["gap"][-1] for curve in curves]
 
 
-def table(found: dict[str, list[dict[str, list[float]]]]) -> str:
+def table(found: Curves) -> str:
     """The gap and the seconds at the end of every training, as a Markdown table."""
     lines = [
         f"| {DENSITY}, {STEPS:,} iterations | gap (nats), by seed | seconds |",

@@ -62,13 +62,15 @@ def results(run: Run, device: str = "cpu", seed: int = 0) -> Results:
     store = Store(CHAPTER, run)
     device = device_of(device)
     few, points = (2, 200) if run == "smoke" else (None, POINTS)
-    shown = [seed + s for s in densities.SEEDS[:few]]
     seeds = [seed + s for s in steps.SEEDS[:few]]
     names = ("FFJORD", "OT-Flow")
     return Results(
-        flows={name: densities.fit(store, name, shown[0], device) for name in TOYS},
+        flows={
+            name: densities.fit(store, name, densities.seeds_of(name, seed)[0], device)
+            for name in TOYS
+        },
         equally_likely={name: race.compete(store, name, seeds[0])[0] for name in names},
-        gaps=densities.gaps(store, shown, points, device),
+        gaps=densities.gaps(store, seed, few, points, device),
         ablation=steps.ablation(store, seeds, device),
         points=points,
     )
