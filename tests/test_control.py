@@ -1,10 +1,6 @@
 """Optimal control: paths and costs, the HJB equation, and the six terms of the objective."""
 
-import importlib.util
 import math
-import sys
-import types
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +19,6 @@ from ctdl_lib.control import (
     objective,
     rollout,
 )
-from ctdl_lib.control import problem as control
 from ctdl_lib.dynamics import IntegrationError, taylor_errors
 from ctdl_lib.metrics import observed_orders
 from ctdl_lib.potentials import AutodiffPotential, Potential, ResNetPotential
@@ -582,7 +577,7 @@ def test_no_other_policy_of_its_family_is_cheaper(generator):
         assert gap.mean() > 3 * gap.std() / math.sqrt(len(x))
 
 
-# --- starts never seen, and bad input -----------------------------------------------------------
+# --- bad input ----------------------------------------------------------------------------------
 
 
 class Cliff:
@@ -736,22 +731,6 @@ class Incomplete:
 
     diffusion, horizon = 0.0, 1.0
     drift, running_cost, terminal_cost = Cliff.drift, along, along
-
-
-@pytest.fixture(scope="module")
-def unchecked():
-    """The module without the type checker, which is the first to refuse where it is on."""
-    parent = types.ModuleType("ctdl_lib.unchecked")
-    parent.__path__ = []
-    sys.modules[parent.__name__] = parent
-    folder = Path(control.__file__).parent
-    for name in ("problem", "rollouts", "objectives"):
-        full = f"{parent.__name__}.{name}"
-        spec = importlib.util.spec_from_file_location(full, folder / f"{name}.py")
-        sys.modules[full] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        vars(parent).update({key: value for key, value in vars(module).items() if key[0] != "_"})
-    return parent
 
 
 @pytest.mark.parametrize(

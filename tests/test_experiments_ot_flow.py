@@ -130,6 +130,20 @@ def test_the_stored_gaps_are_those_of_the_stored_weights():
         assert again.gap == pytest.approx(row.gap, abs=1e-4)
 
 
+@pytest.mark.parametrize("longer", [False, True])
+def test_a_finer_solve_changes_no_gap_and_a_coarse_one_flatters(longer):
+    torch.set_default_dtype(torch.float32)
+    store, x = Store("07_ot_flow", "saved"), densities.held_out("checkerboard", 500)
+    seed = densities.LONGER_SEEDS[1] if longer else 21
+    flow = densities.fit(store, "checkerboard", seed, longer=longer)
+
+    def gap(steps):
+        return densities.difference(densities.solved(flow, steps=steps), "checkerboard", x).value
+
+    assert gap(densities.JUDGED) == pytest.approx(gap(2 * densities.JUDGED), abs=0.005)
+    assert gap(densities.FINE) < gap(densities.JUDGED) - 0.05
+
+
 def test_a_detour_sees_the_speed_and_the_bend_does_not():
     t = torch.linspace(0, 1, 101)[:, None, None]
     ends = torch.tensor([[3.0, 4.0], [-1.0, 0.0]])

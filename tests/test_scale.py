@@ -128,7 +128,10 @@ def peaks_of_held():
         return [measured(patch, run, n).bytes for run, n in ((collected_and_held, 1), (held, 0))]
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is reset by Linux")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(),
+    reason="only Linux can reset the peak of a process's memory",
+)
 def test_bytes_are_the_peak_of_what_is_held_at_once():
     # in a child: earlier tests left memory here that may be freed in between
     peak, nothing = costs.in_child(peaks_of_held)

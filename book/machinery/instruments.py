@@ -23,7 +23,7 @@ def interleaved_times(
 def interleaved_rounds(
     contenders: Mapping[str, Callable[[], object]], rounds: int
 ) -> dict[str, list[float]]:
-    """The seconds of each contender in each of the rounds, which run all of them in turn."""
+    """The seconds of each contender in each round of all in turn, after a round not measured."""
     for run in contenders.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}

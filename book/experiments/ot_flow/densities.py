@@ -23,9 +23,6 @@ REACH = 4.0  # the data of all seven densities lie within this distance of the o
 # of `SEEDS` had failed, so they are judged on seeds that no choice has seen.
 SEEDS = (20, 21, 22)
 FRESH = {"2spirals": (30, 31, 32)}
-# What one would try on the checkerboard, where the settings fail; judged on seeds of its own.
-LONGER: dict[str, Any] = {"first": 12, "steps": 10000, "batch": 512, "lr": 0.012, "warmup": 600}
-LONGER |= {"layers": 3}
 LONGER_SEEDS = (30, 31, 32)
 
 
@@ -106,6 +103,13 @@ CHANGED: dict[str, dict[str, Any]] = {  # sharp corners and many turns take long
 }
 
 
+# What one would try on the checkerboard, where the settings fail.
+LONGER: dict[str, Any] = {
+    **{"first": 12, "rk4": 12, "steps": 10000, "batch": 512},
+    **{"lr": 0.012, "warmup": 600, "layers": 3},
+}
+
+
 def settings(name: str, **changes: Any) -> Settings:
     """The settings of the density `name`, with some of them changed.
 
@@ -122,8 +126,16 @@ def seeds_of(name: str, first: int = 0, few: int | None = None) -> list[int]:
     return [first + seed for seed in FRESH.get(name, SEEDS)[:few]]
 
 
+def _settings(name: str, longer: bool) -> Settings:
+    return settings(name, **(LONGER if longer else {}))
+
+
+def _label(name: str, longer: bool) -> str:
+    return f"{name}, longer" if longer else name
+
+
 def settings_table() -> str:
-    """The settings of all densities beside the published weights, as a Markdown table."""
+    """The settings of all trainings beside the published weights, as a Markdown table."""
     head = [
         "density",
         "α (published)",
@@ -135,12 +147,13 @@ def settings_table() -> str:
         "width, layers",
     ]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    for name, (alpha, beta) in PUBLISHED.items():
-        key = settings(name)
+    tried = [(name, False) for name in PUBLISHED] + [("checkerboard", True)]
+    for name, longer in tried:
+        (alpha, beta), key = PUBLISHED[name], _settings(name, longer)
         steps = f"{key.first} to {key.rk4}" if key.first < key.rk4 else f"{key.rk4}"
         lines.append(
-            f"| {name} | {key.alpha:g} ({alpha:g}) | {key.beta:g} ({beta:g}) | {key.steps:,}"
-            f" | {steps} | {key.batch:,} | {key.lr:g} | {key.width}, {key.layers} |"
+            f"| {_label(name, longer)} | {key.alpha:g} ({alpha:g}) | {key.beta:g} ({beta:g})"
+            f" | {key.steps:,} | {steps} | {key.batch:,} | {key.lr:g} | {key.width}, {key.layers} |"
         )
     return "\n".join(lines)
 
@@ -207,7 +220,7 @@ def rate(key: Settings) -> Callable[[int], float]:
 
 def fit(store: Store, name: str, seed: int, device: str = "cpu", *, longer: bool = False) -> Flow:
     """The flow of the density `name`: loaded, trained or tried out, as the store's `run` says."""
-    key = settings(name, **(LONGER if longer else {}))
+    key = _settings(name, longer)
     stem = f"{name}-longer-{seed}" if longer else f"{name}-{seed}"
     flow = untrained(key, seed)
 
@@ -258,7 +271,7 @@ def belief(
     """What the training of a flow believed in its last step, and what is true."""
     flow = fit(store, name, seed, device, longer=longer)
     assert isinstance(flow.velocity, Potential)
-    steps = settings(name).rk4
+    steps = _settings(name, longer).rk4
     terms = ot_flow(flow.velocity, x, likelihood=1.0, hjb=1.0, steps=steps)
     seen = difference(solved(flow, steps=steps), name, x).value
     true = difference(solved(flow, steps=JUDGED), name, x).value
@@ -271,8 +284,7 @@ def beliefs_table(found: Sequence[Belief]) -> str:
     lines = [head, "|---|---:|---:|---:|---:|---:|"]
     for b in found:
         numbers = f"{b.believed:.3f} | {b.gap:.3f} | {b.transport:.2f} | {b.hjb:.2f}"
-        density = f"{b.density}, longer" if b.longer else b.density
-        lines.append(f"| {density} | {b.seed} | {numbers} |")
+        lines.append(f"| {_label(b.density, b.longer)} | {b.seed} | {numbers} |")
     return "\n".join(lines)
 
 
