@@ -10,7 +10,8 @@ from nbval.plugin import IPyNbCell, IPyNbFile
 
 BOOK = Path(__file__).parent / "book"
 # A failure that is cheap to find is found first. Unit tests, which are not named here, are second.
-ORDER = {"test_pairs.py": 0, "test_references.py": 0, "test_chapters.py": 2, "test_pages.py": 4}
+# The longest files come before the notebooks, so that no process is left alone with one at the end.
+ORDER = {"test_pairs.py": 0, "test_references.py": 0, "test_pages.py": 2, "test_chapters.py": 2}
 NOTEBOOK, UNIT = 3, 1
 
 NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)")
@@ -23,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def cost(item: pytest.Item) -> int:
-    """The group of a test: pairs, units, chapters in smoke, chapters by nbval, pages."""
+    """The group of a test: pairs, units, pages and chapters in smoke, chapters by nbval."""
     return NOTEBOOK if item.path.suffix == ".ipynb" else ORDER.get(item.path.name, UNIT)
 
 

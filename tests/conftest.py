@@ -1,8 +1,11 @@
 """What the tests of the library share: double precision, checked shapes, seeded noise."""
 
+import forked_kernels
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+forked_kernels.use()
 
 # Before any test imports the library: its annotated shapes are checked at every call.
 install_import_hook(["ctdl_lib", "experiments", "machinery"], "typechecker.check")

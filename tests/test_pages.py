@@ -1,5 +1,6 @@
 """The built pages, as a reader's browser shows them: with no network, in light and in dark."""
 
+import contextlib
 import functools
 import http.server
 import os
@@ -9,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -81,18 +83,29 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(params=["light", "dark"])
 def page(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iterator[Page]:
-    """An empty tab. After the test: nothing was asked of the network, no error on the console."""
-    context = browser.new_context(color_scheme=request.param, base_url=address)
+    """An empty tab in one theme."""
+    with opened(browser, address, request.param) as tab:
+        yield tab
+        assert theme(tab) == request.param
+
+
+@contextlib.contextmanager
+def opened(browser: Browser, address: str, scheme: Literal["light", "dark"]) -> Iterator[Page]:
+    """An empty tab. At its end: nothing was asked of the network, no error on the console."""
+    context = browser.new_context(color_scheme=scheme, base_url=address)
     tab, errors, requests = context.new_page(), [], []
     tab.on("console", lambda m: errors.append((m.text, m.location)) if m.type == "error" else None)
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.on("request", lambda r: requests.append(r.url))
     yield tab
-    theme = tab.evaluate("document.documentElement.dataset.theme")
     context.close()
-    assert theme == request.param
     assert errors == []
     assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
+
+
+def theme(page: Page) -> str:
+    """The theme that the page shows."""
+    return page.evaluate("document.documentElement.dataset.theme")
 
 
 def visit(page: Page, name: str) -> None:
@@ -105,13 +118,25 @@ def visit(page: Page, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_page_shows_its_formulas_and_pictures_to_everyone(page, name):
-    visit(page, name)
-    assert untyped_formulas(page) == []
-    assert page.locator("img:not([alt]), img[alt='']").count() == 0
-    assert page.evaluate("() => [...document.images].every(i => i.complete && i.naturalWidth > 0)")
-    assert cut_off(page) == []
-    assert serious_violations(page) == []
+def test_page_shows_its_formulas_and_pictures_to_everyone(browser, address, name):
+    """It is opened once, in light, and then its reader turns to dark."""
+    with opened(browser, address, "light") as page:
+        visit(page, name)
+        page.add_script_tag(path=AXE_FILE_PATH)
+        assert untyped_formulas(page) == []
+        assert page.locator("img:not([alt]), img[alt='']").count() == 0
+        assert page.evaluate(LOADED)
+        assert cut_off(page) == []
+        assert serious_violations(page) == []
+        page.emulate_media(color_scheme="dark")
+        page.wait_for_function("document.documentElement.dataset.theme == 'dark'")
+        page.evaluate("() => Promise.all(document.getAnimations().map(a => a.finished))")
+        assert page.evaluate(LOADED)
+        assert cut_off(page) == []
+        assert serious_violations(page, "color-contrast") == []  # all else is the same as before
+
+
+LOADED = "() => [...document.images].every(i => i.complete && i.naturalWidth > 0)"
 
 
 def cut_off(page: Page) -> list[str]:
@@ -137,11 +162,14 @@ def untyped_formulas(page: Page) -> list[str]:
     )
 
 
-def serious_violations(page: Page) -> list[str]:
-    """What axe finds serious or critical, with the elements concerned."""
-    page.add_script_tag(path=AXE_FILE_PATH)
-    # Loading style sheets by itself, axe asks for wrong addresses where one imports another.
-    violations = page.evaluate("async () => (await axe.run({preload: false})).violations")
+def serious_violations(page: Page, *rules: str) -> list[str]:
+    """What axe finds serious or critical, with the elements concerned; it knows all rules or some.
+
+    Loading style sheets by itself, axe asks for wrong addresses where one imports another.
+    """
+    how = {"preload": False, "resultTypes": ["violations"]}
+    how |= {"runOnly": list(rules)} if rules else {}
+    violations = page.evaluate("async how => (await axe.run(how)).violations", how)
     return [
         f"{found['id']}: {node['html'][:200]}"
         for found in violations

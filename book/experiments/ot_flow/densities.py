@@ -23,7 +23,7 @@ REACH = 4.0  # the data of all seven densities lie within this distance of the o
 # of `SEEDS` had failed, so they are judged on seeds that no choice has seen.
 SEEDS = (20, 21, 22)
 FRESH = {"2spirals": (30, 31, 32)}
-LONGER_SEEDS = (30, 31, 32)
+VARIANT_SEEDS = (30, 31, 32)
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Settings:
     """The settings of one fit: the network, the three weights, and how it is trained.
 
     The objective is L + `alpha` C + `beta` R. Its Runge–Kutta steps grow from `first` to `rk4` over
-    the training. The learning rate rises over `warmup` steps to `lr`, and falls along a cosine
-    unless `schedule` is "constant". The gradient is cut to `alpha` times `max_grad_norm`, which so
-    means the same for all weights. `average` is the weight of the average of the parameters.
-    `spread` is the scale of the weights of the first layer if `spread_out` draws them; without it
-    they are those of the library.
+    the training, or are drawn for each batch from `first` to `rk4` if `drawn`. The learning rate
+    rises over `warmup` steps to `lr`, and falls along a cosine unless `schedule` is "constant". The
+    gradient is cut to `alpha` times `max_grad_norm`, which so means the same for all weights.
+    `average` is the weight of the average of the parameters. `spread` is the scale of the weights
+    of the first layer if `spread_out` draws them; without it they are those of the library.
     """
 
     density: str
@@ -53,6 +53,7 @@ class Settings:
     width: int = 32
     layers: int = 2
     spread: float | None = None
+    drawn: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,12 @@ class Belief:
     """What the objective of a training sees at its end, beside the true gap.
 
     `believed` is the gap by the Runge–Kutta steps of the training, `gap` that by a fine solve.
-    `transport` is E ∫½‖v‖² dt, and `hjb` is the residual E ∫|∂ₜΦ − ½‖∇Φ‖²| dt. `longer` says
-    whether the training had the settings `LONGER`.
+    `transport` is E ∫½‖v‖² dt, and `hjb` is the residual E ∫|∂ₜΦ − ½‖∇Φ‖²| dt. `variant` names the
+    settings of the training in `VARIANTS`, and is empty for the usual ones.
     """
 
     density: str
-    longer: bool
+    variant: str
     seed: int
     believed: float
     gap: float
@@ -103,10 +104,16 @@ CHANGED: dict[str, dict[str, Any]] = {  # sharp corners and many turns take long
 }
 
 
-# What one would try on the checkerboard, where the settings fail.
+# What one would try on the checkerboard, where the usual settings fail: a longer training, and the
+# same one with another number of solver steps for each batch, so that no grid can be learned.
 LONGER: dict[str, Any] = {
     **{"first": 12, "rk4": 12, "steps": 10000, "batch": 512},
     **{"lr": 0.012, "warmup": 600, "layers": 3},
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "": {},
+    "longer": LONGER,
+    "drawn": LONGER | {"first": 9, "rk4": 18, "drawn": True},
 }
 
 
@@ -126,12 +133,8 @@ def seeds_of(name: str, first: int = 0, few: int | None = None) -> list[int]:
     return [first + seed for seed in FRESH.get(name, SEEDS)[:few]]
 
 
-def _settings(name: str, longer: bool) -> Settings:
-    return settings(name, **(LONGER if longer else {}))
-
-
-def _label(name: str, longer: bool) -> str:
-    return f"{name}, longer" if longer else name
+def _label(name: str, variant: str) -> str:
+    return f"{name}, {variant}" if variant else name
 
 
 def settings_table() -> str:
@@ -147,12 +150,14 @@ def settings_table() -> str:
         "width, layers",
     ]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    tried = [(name, False) for name in PUBLISHED] + [("checkerboard", True)]
-    for name, longer in tried:
-        (alpha, beta), key = PUBLISHED[name], _settings(name, longer)
+    tried = [(name, "") for name in PUBLISHED]
+    tried += [("checkerboard", variant) for variant in VARIANTS if variant]
+    for name, variant in tried:
+        (alpha, beta), key = PUBLISHED[name], settings(name, **VARIANTS[variant])
         steps = f"{key.first} to {key.rk4}" if key.first < key.rk4 else f"{key.rk4}"
+        steps += ", drawn" if key.drawn else ""
         lines.append(
-            f"| {_label(name, longer)} | {key.alpha:g} ({alpha:g}) | {key.beta:g} ({beta:g})"
+            f"| {_label(name, variant)} | {key.alpha:g} ({alpha:g}) | {key.beta:g} ({beta:g})"
             f" | {key.steps:,} | {steps} | {key.batch:,} | {key.lr:g} | {key.width}, {key.layers} |"
         )
     return "\n".join(lines)
@@ -193,8 +198,10 @@ def steps_of(
     """The first `steps` steps of a training of `flow`, resumed from `file` if that exists."""
 
     def batch(k: int) -> tuple[Tensor, int]:
-        x = TOYS[key.density].sample(key.batch, seeded(seed, k + 1)).to(device)
-        return x, key.first + round((key.rk4 - key.first) * k / key.steps)
+        generator = seeded(seed, k + 1)
+        x = TOYS[key.density].sample(key.batch, generator).to(device)
+        share = torch.rand((), generator=generator).item() if key.drawn else k / key.steps
+        return x, key.first + round((key.rk4 - key.first) * share)
 
     def loss(phi: Any, drawn: tuple[Tensor, int]) -> dict[str, Tensor]:
         return ot_flow(phi, drawn[0], likelihood=key.alpha, hjb=key.beta, steps=drawn[1])
@@ -218,10 +225,10 @@ def rate(key: Settings) -> Callable[[int], float]:
     return lambda k: falling(k) * min(1.0, (k + 1) / max(key.warmup, 1))
 
 
-def fit(store: Store, name: str, seed: int, device: str = "cpu", *, longer: bool = False) -> Flow:
+def fit(store: Store, name: str, seed: int, device: str = "cpu", *, variant: str = "") -> Flow:
     """The flow of the density `name`: loaded, trained or tried out, as the store's `run` says."""
-    key = _settings(name, longer)
-    stem = f"{name}-longer-{seed}" if longer else f"{name}-{seed}"
+    key = settings(name, **VARIANTS[variant])
+    stem = "-".join(filter(None, (name, variant, str(seed))))
     flow = untrained(key, seed)
 
     def training(steps: int, file: Path | None) -> Iterator[Step]:
@@ -241,6 +248,11 @@ def solved(flow: Flow, **solver: Any) -> Flow:
     return Flow(flow.velocity, 2, solver=solver, standardize=False)
 
 
+def _judged(store: Store) -> int:
+    """The Runge–Kutta steps that measure a gap."""
+    return 8 if store.run == "smoke" else JUDGED
+
+
 def mean_nll(model: Any, x: Tensor) -> float:
     """The mean of −log p(x) over the points x in nats, for a `model` that has a `log_prob`."""
     return -model.log_prob(x).mean().item()
@@ -256,26 +268,27 @@ def difference(model: Flow | Density, name: str, x: Tensor) -> Estimate:
     return Estimate(d.mean().item(), d.std().item() / len(d) ** 0.5)
 
 
-def gap(flow: Flow, name: str, seed: int, x: Tensor | None = None) -> Gap:
+def gap(flow: Flow, name: str, seed: int, x: Tensor | None = None, steps: int = JUDGED) -> Gap:
     """The distance of a flow from the least possible NLL, by a fine solve of held-out points."""
     x = held_out(name) if x is None else x
-    found = difference(solved(flow, steps=JUDGED), name, x)
+    found = difference(solved(flow, steps=steps), name, x)
     least = mean_nll(TOYS[name], x)
     return Gap(name, seed, least + found.value, least, found.value, found.standard_error)
 
 
 @torch.no_grad()
 def belief(
-    store: Store, name: str, seed: int, x: Tensor, device: str = "cpu", *, longer: bool = False
+    store: Store, name: str, seed: int, x: Tensor, device: str = "cpu", *, variant: str = ""
 ) -> Belief:
     """What the training of a flow believed in its last step, and what is true."""
-    flow = fit(store, name, seed, device, longer=longer)
+    flow = fit(store, name, seed, device, variant=variant)
     assert isinstance(flow.velocity, Potential)
-    steps = _settings(name, longer).rk4
+    key = settings(name, **VARIANTS[variant])
+    steps = (key.first + key.rk4) // 2 if key.drawn else key.rk4
     terms = ot_flow(flow.velocity, x, likelihood=1.0, hjb=1.0, steps=steps)
     seen = difference(solved(flow, steps=steps), name, x).value
-    true = difference(solved(flow, steps=JUDGED), name, x).value
-    return Belief(name, longer, seed, seen, true, terms["transport"].item(), terms["hjb"].item())
+    true = difference(solved(flow, steps=_judged(store)), name, x).value
+    return Belief(name, variant, seed, seen, true, terms["transport"].item(), terms["hjb"].item())
 
 
 def beliefs_table(found: Sequence[Belief]) -> str:
@@ -284,7 +297,7 @@ def beliefs_table(found: Sequence[Belief]) -> str:
     lines = [head, "|---|---:|---:|---:|---:|---:|"]
     for b in found:
         numbers = f"{b.believed:.3f} | {b.gap:.3f} | {b.transport:.2f} | {b.hjb:.2f}"
-        lines.append(f"| {_label(b.density, b.longer)} | {b.seed} | {numbers} |")
+        lines.append(f"| {_label(b.density, b.variant)} | {b.seed} | {numbers} |")
     return "\n".join(lines)
 
 
@@ -299,10 +312,11 @@ def gaps(
     seeds = {name: seeds_of(name, first, few) for name in TOYS}
     key = {name: asdict(settings(name)) for name in TOYS}
     key |= {"seeds": seeds, "points": points, "fine": JUDGED, "held out": HELD_OUT_SEED}
+    fine = _judged(store)
 
     def rows(name: str) -> list[dict[str, Any]]:
         x = held_out(name, points)
-        return [asdict(gap(fit(store, name, s, device), name, s, x)) for s in seeds[name]]
+        return [asdict(gap(fit(store, name, s, device), name, s, x, fine)) for s in seeds[name]]
 
     numbers = store.measure("gaps", key, lambda: {name: rows(name) for name in TOYS}).numbers
     return [Gap(**row) for found in numbers.values() for row in found]
