@@ -21,7 +21,7 @@ accelerator: .venv/installed
 
 # Ten minutes on a GPU; DEVICE=cpu tries the script without one.
 gpu-check: .venv/installed
-	$(BIN)/python tests/gpu_check.py --device $(subst auto,cuda,$(DEVICE))
+	PYTHONPATH=. $(BIN)/python tests/gpu_check.py --device $(subst auto,cuda,$(DEVICE))
 
 lint: .venv/installed
 	$(BIN)/ruff check

@@ -20,7 +20,9 @@ INLINE = "module://matplotlib_inline.backend_inline"
 
 
 def use() -> None:
-    """Fork all kernels that this process starts from now on."""
+    """Fork all kernels that this process starts from now on, where a fork is safe."""
+    if sys.platform != "linux":
+        return
     multiprocessing.get_context("forkserver").set_forkserver_preload(IMPORTED)
     module, name = Forked.__module__, Forked.__qualname__
     point = EntryPoint(NAME, f"{module}:{name}", KernelProvisionerFactory.GROUP_NAME)

@@ -2,7 +2,7 @@
 
     make gpu-check                       on the GPU of this machine
     make gpu-check DEVICE=cpu            a trial of the same script
-    python tests/gpu_check.py --train 05 --chapters 05 06
+    PYTHONPATH=. python tests/gpu_check.py --train 05 --chapters 05 06
 
 It compares every algorithm with the CPU in double precision, repeats it bit by bit, measures
 training steps (milliseconds, and what they launch, copy and wait for), runs the chapters that look

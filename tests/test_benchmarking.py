@@ -1,7 +1,10 @@
 """Rows of benchmarks: ratios, floors, the table that is kept, and the report of a GPU."""
 
+import subprocess
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ import torch
 from machinery import benchmarking
 from machinery.benchmarking import Floor, Row, compare
 
+ROOT = Path(__file__).parents[1]
 ROW = Row("a case", "ours", 0.002, "peer", 0.006, 3.1, "products", 0.001)
 
 
@@ -66,6 +70,19 @@ def test_what_is_kept_is_what_the_page_shows(tmp_path):
     assert text.index("## The first") < text.index("## The second")
     assert "| a case | ours | 2 ms | peer | 6 ms | 3.1 | 1 ms (products) | 50% |" in text
     assert "| alone | ours | 3 µs |  |  |  |  |  |" in text
+
+
+def test_make_starts_the_check_of_a_gpu():
+    how = {"capture_output": True, "text": True, "cwd": ROOT}
+    lines = subprocess.run(
+        ["make", "--dry-run", "gpu-check"], **how, check=True
+    ).stdout.splitlines()
+    (command,) = (line for line in lines if "gpu_check.py" in line)
+    assert command.endswith("--device cuda")
+    shown = subprocess.run(
+        command.replace(".venv/bin/python", sys.executable) + " --help", **how, shell=True
+    )
+    assert "What a GPU makes of the algorithms" in shown.stdout, shown.stderr
 
 
 def test_the_check_of_a_gpu_tells_agreement_from_difference(monkeypatch):

@@ -454,7 +454,7 @@ def coarse():
 
 @pytest.fixture(scope="module")
 def fine():
-    return on_grid(obstacle(), Grid((-3.5, -3.5), (3.5, 3.5), 71), times=20)
+    return on_grid(obstacle(), Grid((-3.5, -3.5), (3.5, 3.5), 57), times=20)
 
 
 def test_two_grids_agree_near_the_start(coarse, fine, generator):

@@ -85,7 +85,8 @@ class Results:
     memory: float
     training: dict[int, dict[str, list[float]]]
     campaign: dict[str, list[float]]
-    load: float
+    load: float  # before the trainings: that of others
+    next_load: float  # before the campaigns
 
     @property
     def needs(self) -> list[Need]:
@@ -104,8 +105,8 @@ def results(run: Run) -> Results:
     store = Store(CHAPTER, run)
     found = costs.measured(store)
     trained, simulated = processes.training(store), processes.campaign(store)
-    load = max(trained.load, simulated.load)
-    return Results(found.series, found.memory, trained.times, simulated.times, load)
+    times = trained.times, simulated.times
+    return Results(found.series, found.memory, *times, trained.load, simulated.load)
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -162,8 +163,11 @@ def gain_lines(found: Results) -> Iterator[str]:
 
 
 def load_line(found: Results) -> str:
-    """A sentence on how busy the machine was with other programs."""
-    return f"Before these runs, other programs put a load of {found.load:.0f} on the two cores."
+    """A sentence on how busy the machine was."""
+    return (
+        f"The load of the machine was {found.load:.1f} before the trainings, and"
+        f" {found.next_load:.1f} when they had ended and the campaigns began."
+    )
 
 
 def _gain_line(says: str, where: str, values: Sequence[float], gain: str) -> str:
