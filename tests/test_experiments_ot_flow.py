@@ -143,6 +143,22 @@ def test_a_finer_solve_changes_no_gap_and_a_coarse_one_flatters(variant, seed):
     assert gap(densities.FINE) < gap(densities.JUDGED) - 0.05
 
 
+def test_solver_steps_are_drawn_from_the_whole_range_the_same_for_a_seed(monkeypatch):
+    key = densities.settings("checkerboard", steps=200, batch=2, width=2, layers=1, warmup=1)
+    assert key.drawn
+    seen = []
+
+    def cheap(phi, x, *, steps, **weights):
+        seen.append(steps)
+        return {"likelihood": phi(x.new_zeros(len(x)), x).mean()}
+
+    monkeypatch.setattr(densities, "ot_flow", cheap)
+    for _ in range(2):
+        list(densities.steps_of(densities.untrained(key, 0), key, 0, 200))
+    assert seen[:200] == seen[200:]
+    assert set(seen) == set(range(key.first, key.rk4 + 1))
+
+
 def test_a_detour_sees_the_speed_and_the_bend_does_not():
     t = torch.linspace(0, 1, 101)[:, None, None]
     ends = torch.tensor([[3.0, 4.0], [-1.0, 0.0]])

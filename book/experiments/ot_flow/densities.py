@@ -19,11 +19,13 @@ JUDGED = 128  # those by which its gap is measured; 32 would flatter one of the 
 POINTS = 10_000  # held out, the same for all seeds of a density
 HELD_OUT_SEED = 99
 REACH = 4.0  # the data of all seven densities lie within this distance of the origin, or almost
-# Settings were chosen on seed 0, and tried on 1. Those of the checkerboard and the two spirals were
-# changed after a seed of `SEEDS` had failed, so they are judged on seeds that no choice has seen.
-# Three seeds could not decide on the pinwheel, so it has five, and none of the three.
+# Settings were chosen on seed 0, and tried on 1. Those of the two spirals were changed after a seed
+# of `SEEDS` had failed, so they are judged on seeds that no choice has seen. Three seeds could not
+# decide on the pinwheel, so it has five, and none of the three. Those of the checkerboard were
+# changed after the variant "fixed" had failed on its seeds. They are judged on the same seeds,
+# which makes pairs, but these seeds are not fresh.
 SEEDS = (20, 21, 22)
-FRESH: dict[str, tuple[int, ...]] = {
+OWN_SEEDS: dict[str, tuple[int, ...]] = {
     "checkerboard": (30, 31, 32),
     "2spirals": (30, 31, 32),
     "pinwheel": (30, 31, 32, 33, 34),
@@ -131,7 +133,7 @@ def settings(name: str, **changes: Any) -> Settings:
 
 def seeds_of(name: str, first: int = 0, few: int | None = None) -> list[int]:
     """The seeds on which the density `name` is judged, moved by `first`; `few` of them, or all."""
-    return [first + seed for seed in FRESH.get(name, SEEDS)[:few]]
+    return [first + seed for seed in OWN_SEEDS.get(name, SEEDS)[:few]]
 
 
 def _label(name: str, variant: str) -> str:

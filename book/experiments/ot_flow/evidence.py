@@ -204,7 +204,7 @@ def _belief_rows(found: list[densities.Belief]) -> Iterator[Row]:
         " believes what is true: believed minus true gap, in size",
         ours=drawn,
         criterion=below(WITHIN),
-        control=Control("the same trainings with the same number of steps each time", fixed),
+        control=Control("the same trainings with twelve steps for each batch", fixed),
         unit="nats",
     )
 
