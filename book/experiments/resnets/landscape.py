@@ -3,8 +3,10 @@
 import math
 from collections.abc import Callable, Collection, Mapping
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -103,6 +105,39 @@ def rotation_network(
     for _ in range(layers):
         out = out + horizon / layers * torch.tanh(K @ out)
     return out
+
+
+def minimisers(
+    y: Float[Tensor, "3 batch"],
+    target: Float[Tensor, "3 batch"],
+    layers: int,
+    starts: Float[Tensor, "starts 2"],
+    *,
+    low: float = 0.2,
+    high: float = 2.0,
+) -> Float[Tensor, "minima 2"]:
+    """The different minimisers in the open box (low, high)² that descents from `starts` reach.
+
+    A descent is L-BFGS-B. Two ends are the same where they are closer than 1e-3; ends on the
+    boundary, and those with a gradient that is not small, are left out.
+    """
+
+    def value(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        at = torch.tensor(theta, requires_grad=True)
+        loss = rotation_landscape(y, target, layers, at[:1], at[1:])[0, 0]
+        loss.backward()
+        assert at.grad is not None
+        return loss.item(), at.grad.numpy()
+
+    found: list[np.ndarray] = []
+    for start in starts.numpy():
+        how = {"method": "L-BFGS-B", "jac": True, "bounds": [(low, high)] * 2}
+        end = minimize(value, start, **how, options={"ftol": 1e-15, "gtol": 1e-9}).x
+        inside = (low < end).all() and (end < high).all()
+        flat = np.linalg.norm(value(end)[1]) < 1e-4
+        if inside and flat and all(np.linalg.norm(end - other) > 1e-3 for other in found):
+            found.append(end)
+    return torch.from_numpy(np.array(found).reshape(-1, 2))
 
 
 def grid(low: float, high: float, n: int) -> Float[Tensor, " n"]:
