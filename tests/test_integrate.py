@@ -1,4 +1,6 @@
+import functools
 import math
+import weakref
 from inspect import unwrap
 from typing import NamedTuple
 
@@ -236,6 +238,82 @@ def test_recompute_stores_only_the_states_on_the_grid():
     assert saved["through"] > 3 * 17
 
 
+@pytest.mark.parametrize("method", ["euler", "rk4"])
+@pytest.mark.parametrize(("steps", "snapshots"), [(1, 1), (2, 1), (9, 1), (9, 3), (24, 4), (9, 50)])
+def test_snapshots_change_no_bit_of_the_gradient(method, steps, snapshots):
+    f, x = Field(), torch.randn(5, 3)
+    how = {"steps": steps, "method": method, "backprop": "recompute"}
+    for a, b in zip(
+        gradients(f, x, **how, snapshots=snapshots), gradients(f, x, **how), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+def test_snapshots_with_named_tuples_saved_on_the_grid():
+    weight = torch.tensor(0.7, requires_grad=True)
+
+    def f(t, state):
+        return Phase(weight * state.p, -torch.sin(t * state.q))
+
+    found = []
+    for kept in ({}, {"snapshots": 2}):
+        start = Phase(torch.tensor([1.0]), torch.tensor([0.0]))
+        how = {"steps": 8, "method": "verlet", "backprop": "recompute", **kept}
+        path = integrate(f, start, 0.0, 2.0, save_at=[0.0, 0.25, 1.5], **how)
+        assert path.q.shape == (3, 1)
+        found.append(torch.autograd.grad(path.q.sum() + path.p.square().sum(), weight)[0])
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(("steps", "snapshots"), [(1, 1), (10, 3), (30, 5), (100, 3), (100, 10)])
+def test_snapshots_need_the_least_number_of_evaluations(steps, snapshots):
+    """A second route: the cheapest schedule of all, by dynamic programming."""
+
+    @functools.cache
+    def again(n, kept):  # evaluations after the forward pass, whose start is kept
+        if n == 1:
+            return 1
+        if not kept:  # the first n − 1 steps, then the first n − 2, …
+            return n * (n - 1) // 2 + n
+        parts = (again(n - m, kept - 1) + m + again(m, kept) for m in range(1, n))
+        return min(parts)
+
+    f, x, costs = Field(), torch.randn(5, 3), Statistics()
+    how = {"method": "euler", "backprop": "recompute", "statistics": costs}
+    integrate(f, x, 0.0, 1.0, steps=steps, snapshots=snapshots, **how).sum().backward()
+    # the last step of each part that is computed again is not needed for the state before it
+    saved = steps - 1
+    assert costs.evaluations == steps + again(steps, snapshots) - saved
+
+
+@pytest.mark.parametrize(("steps", "snapshots"), [(100, 1), (100, 3), (400, 3), (100, 10)])
+def test_snapshots_bound_the_states_that_are_alive(steps, snapshots):
+    weight, alive, peaks = torch.tensor(0.3, requires_grad=True), [], [0]
+
+    def f(t, x):
+        alive.append(weakref.ref(x.untyped_storage()))
+        alive[:] = [ref for ref in alive if ref() is not None]
+        peaks[-1] = max(peaks[-1], len(alive))
+        return torch.sin(weight * x)
+
+    def peak(kept):
+        alive.clear()
+        peaks[:] = [0]
+        how = {"steps": steps, "method": "euler", "backprop": "recompute", "snapshots": kept}
+        end = integrate(f, torch.ones(4, 1), 0.0, 1.0, **how)
+        peaks.append(0)
+        end.sum().backward()
+        return peaks
+
+    s, r = snapshots + 1, 0
+    while math.comb(s + r, r) < steps:
+        r += 1
+    forward, backward = peak(snapshots)
+    assert forward <= s + 1  # and the state of the step that is computed
+    assert backward <= 2 * s + r - 1
+    assert min(peak(None)) >= steps
+
+
 @pytest.mark.parametrize("save_at", [None, [0.4, 1.0]])
 def test_adjoint_converges_to_through_with_the_order_of_the_method(save_at):
     f, x = Field(), torch.randn(5, 3)
@@ -335,6 +413,17 @@ BAD = {
     "adaptive method": ({"tol": 1e-3, "method": "rk4"}, ValueError, "tol= has no method 'rk4'"),
     "backprop": ({"steps": 3, "backprop": "magic"}, ValueError, "backprop must be"),
     "recompute": ({"tol": 1e-3, "backprop": "recompute"}, ValueError, "needs equal steps"),
+    "snapshots": (
+        {"steps": 3, "backprop": "recompute", "snapshots": 0},
+        ValueError,
+        "snapshots must be an integer ≥ 1, got 0",
+    ),
+    "no recompute": ({"steps": 3, "snapshots": 2}, ValueError, 'snapshots is for backprop="rec'),
+    "off the grid": (
+        {"steps": 3, "backprop": "recompute", "snapshots": 2, "save_at": [0.5]},
+        ValueError,
+        "save_at must lie on the grid",
+    ),
     "save_at order": ({"steps": 3, "save_at": [0.5, 0.2]}, ValueError, "save_at must be"),
     "save_at outside": ({"steps": 3, "save_at": [2.0]}, ValueError, "save_at must be"),
     "save_at empty": ({"steps": 3, "save_at": []}, ValueError, "save_at must be"),

@@ -48,6 +48,17 @@ def checked_method(steps, tol, method, backprop, step_at=()) -> str:
     return method
 
 
+def checked_snapshots(snapshots: Any, backprop: str) -> int | None:
+    """The number of states that "recompute" keeps, None for all."""
+    if snapshots is None:
+        return None
+    if isinstance(snapshots, bool) or not hasattr(snapshots, "__index__") or int(snapshots) < 1:
+        raise ValueError(f"snapshots must be an integer ≥ 1, got {snapshots!r}")
+    if backprop != "recompute":
+        raise ValueError(f'snapshots is for backprop="recompute", got backprop="{backprop}"')
+    return int(snapshots)
+
+
 def check_state(x: tuple[Any, ...], method: str, tol: float | None = None) -> None:
     """Refuse a state that is no tuple of finite tensors of one dtype and device, or has no element.
 
