@@ -141,17 +141,11 @@ def _label(name: str, variant: str) -> str:
 
 
 def settings_table() -> str:
-    """The settings of all trainings beside the published weights, as a Markdown table."""
-    head = [
-        "density",
-        "α (published)",
-        "β (published)",
-        "iterations",
-        "solver steps",
-        "points",
-        "rate",
-        "width, layers",
-    ]
+    """The settings of all trainings beside the published α and β, as a Markdown table.
+
+    "steps" are those of Runge–Kutta, "net" is width × layers.
+    """
+    head = ["density", "α, β", "published", "iterations", "steps", "points", "rate", "net"]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     tried = [(name, "") for name in PUBLISHED]
     tried += [("checkerboard", variant) for variant in VARIANTS if variant]
@@ -159,10 +153,9 @@ def settings_table() -> str:
         (alpha, beta), key = PUBLISHED[name], settings(name, **VARIANTS[variant])
         steps = f"{key.first} to {key.rk4}" if key.first < key.rk4 else f"{key.rk4}"
         steps += ", drawn" if key.drawn else ""
-        lines.append(
-            f"| {_label(name, variant)} | {key.alpha:g} ({alpha:g}) | {key.beta:g} ({beta:g})"
-            f" | {key.steps:,} | {steps} | {key.batch:,} | {key.lr:g} | {key.width}, {key.layers} |"
-        )
+        cells = [_label(name, variant), f"{key.alpha:g}, {key.beta:g}", f"{alpha:g}, {beta:g}"]
+        cells += [f"{key.steps:,}", steps, f"{key.batch:,}", f"{key.lr:g}"]
+        lines.append("| " + " | ".join([*cells, f"{key.width} × {key.layers}"]) + " |")
     return "\n".join(lines)
 
 
