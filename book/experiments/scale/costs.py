@@ -206,9 +206,16 @@ def _peak(reset: bool = False) -> float:
 
 
 def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a function in a new process, which ends afterwards."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+    """The result of a function in a new process, which ends afterwards.
+
+    It allocates memory as glibc does by itself, and not as the environment may tell this process.
+    """
+    told = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("MALLOC_")}
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(function, *arguments).result()
+    finally:
+        os.environ.update(told)
 
 
 def memory_of_machine() -> float:
