@@ -89,7 +89,6 @@ def test_the_change_of_a_control_that_is_linear_in_time_is_that_of_its_last_inte
 
     (found,) = limits.change([line(8), line(16)])
     assert found == pytest.approx(math.sqrt(12 * (5 / 16) ** 2 * 5 / 16))
-    assert limits.jumps([line(8)]) == [pytest.approx(5 / 8)]
 
 
 def test_controls_start_from_the_same_function_of_time(tmp_path):

@@ -1,7 +1,7 @@
 """Deep networks on handwritten digits: with skips, and without them from two starts."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -51,7 +51,7 @@ class Study:
     """The rate that a network chose, and its accuracies in percent, one a seed."""
 
     rate: float
-    accuracies: list[float] = field(default_factory=list)
+    accuracies: list[float]
 
 
 def network(key: Settings, seed: int) -> resnets.ResNet:

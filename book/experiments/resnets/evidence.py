@@ -261,25 +261,22 @@ def _limit_rows(e: Evidence) -> Iterator[Row]:
 
 def _deep_rows(e: Evidence) -> Iterator[Row]:
     slide, most = "slide ResNet, discussion", max(n for _, n in e.studies)
-    yield Claim(
-        "resnet.digits.depth_gain",
-        "ResNets get better with depth (digits, 64 layers against 4)",
-        slide,
-        ours=e.study(deep.RESIDUAL, DEPTH),
-        criterion=above_control(),
-        control=Control("4 layers", e.study(deep.RESIDUAL, 4)),
-        unit="%",
-    )
     best = max(e.peers, key=lambda name: sum(e.peers[name]))
-    yield Claim(
-        "resnet.digits.test_accuracy",
-        "ResNets are the state of the art (here: dense ones, on 8×8 digits)",
-        slide,
-        ours=e.study(deep.RESIDUAL, DEPTH),
-        criterion=above_control(),
-        control=Control(f"{best}, the best of four other classifiers", e.peers[best]),
-        unit="%",
-    )
+    shallow = Control("4 layers", e.study(deep.RESIDUAL, 4))
+    others = Control(f"{best}, the best of four other classifiers", e.peers[best])
+    for part, says, control in (
+        ("depth_gain", "get better with depth (digits, 64 layers against 4)", shallow),
+        ("test_accuracy", "are the state of the art (here: dense, 8×8 digits)", others),
+    ):
+        yield Claim(
+            f"resnet.digits.{part}",
+            f"ResNets {says}",
+            slide,
+            ours=e.study(deep.RESIDUAL, DEPTH),
+            criterion=above_control(),
+            control=control,
+            unit="%",
+        )
     for layers in (DEPTH, most):
         yield Claim(
             f"resnet.digits.skip_gain.{layers}",

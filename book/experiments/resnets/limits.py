@@ -95,11 +95,6 @@ def change(thetas: Sequence[Tensor], horizon: float = Settings.horizon) -> list[
     return [(d.square().sum() * horizon / len(d)).sqrt().item() for d in steps]
 
 
-def jumps(thetas: Sequence[Tensor]) -> list[float]:
-    """The largest change of a weight between two neighbouring layers."""
-    return [theta.diff(dim=0).abs().max().item() for theta in thetas]
-
-
 def euler_errors(seed: int, layers: Sequence[int], *, afresh: bool = False) -> list[float]:
     """The errors of the features of N layers against those of many, for random weights.
 
