@@ -29,6 +29,21 @@ def test_swiss_roll_is_two_spirals_seen_at_alternate_angles():
     assert float(r[label == 0].max()) == pytest.approx(1.2)
 
 
+def test_points_of_a_seeded_swiss_roll_are_drawn_afresh_and_lie_about_the_spirals():
+    data = swiss_roll(3, nodes=400, noise=0.02)
+    assert data.train.label.bincount().tolist() == data.val.label.bincount().tolist() == [400, 400]
+    on_curve = swiss_roll(nodes=4000)
+    for samples in (data.train, data.val):
+        for label in (0, 1):
+            curve = on_curve.train.y[on_curve.train.label == label].double()
+            points = samples.y[samples.label == label]
+            distance = torch.cdist(points, curve).min(dim=1).values
+            # the distance from a smooth curve is one coordinate of the noise
+            assert float(distance.square().mean().sqrt()) == pytest.approx(0.02, rel=0.15)
+    assert torch.cdist(data.train.y, data.val.y).min() > 0
+    assert torch.equal(swiss_roll(3).val.y, swiss_roll(3).val.y)
+
+
 def test_peaks_has_five_balanced_classes_of_equal_width_and_no_shared_points():
     data = peaks(0, train=200, val=50)
     assert data.train.label.bincount().tolist() == [200] * 5

@@ -106,7 +106,7 @@ class ResNet(nn.Module):
         if scheme is EULER and f.matrix is not None:
             return propagate(y @ self.K_in.T, f.matrix(self.K), self.b, self.h)
         if self.reverse:
-            state = _Reversible.apply(self.architecture, self.h, *self.start(y), *self.theta)
+            state = reversible(self.architecture, self.h, self.start(y), self.theta)
         else:
             for state in self.states(y):  # noqa: B007
                 pass
@@ -268,6 +268,25 @@ class _Propagate(torch.autograd.Function):
             qk.mul_(p)
             p.addmm_(Kk, qk)
         return p.T, torch.bmm(q, states[:-1].mT), q.sum(-1), None
+
+
+def reversible(
+    architecture: Architecture, h: float, state: State, theta: tuple[Tensor, ...]
+) -> State:
+    """The last state, with a backward pass that stores no features but inverts the layers.
+
+    Args:
+        state: the first state of the time-stepping scheme.
+        theta: the weights of all layers, (layers, …) each.
+
+    Raises:
+        ValueError: the architecture has no explicit inverse.
+
+    Reference: chang2018reversible.
+    """
+    if architecture.scheme.inverse is None:
+        raise ValueError(NO_INVERSE)
+    return _Reversible.apply(architecture, h, *state, *theta)
 
 
 class _Reversible(torch.autograd.Function):

@@ -60,24 +60,33 @@ def ellipses(seed: int, *, train: int = 1000, val: int = 200) -> Classification:
     return Classification("ellipses", 2, draw(train), draw(val))
 
 
-def swiss_roll(nodes: int = 256) -> Classification:
-    """Two spirals (r cos φ, r sin φ), φ ∈ [0, 4π], without noise.
+def swiss_roll(seed: int | None = None, *, nodes: int = 256, noise: float = 0.02) -> Classification:
+    """Two spirals (r cos φ, r sin φ), φ ∈ [0, 4π].
 
-    The radius r grows linearly from 0 to 1 for class 1 and from 0.2 to 1.2 for class 0. Each spiral
-    has 2·nodes + 1 points, which alternate between training and validation.
+    The radius r grows linearly from 0 to 1 for class 1 and from 0.2 to 1.2 for class 0. With a
+    `seed`, training and validation have 2·nodes points each, whose φ is uniformly distributed, with
+    N(0, noise²) added to both coordinates. Without one there is no noise: each spiral has 2·nodes +
+    1 points at equal distances of φ, which alternate between training and validation.
     """
-    n = 2 * nodes + 1
-    angle = torch.linspace(0, 4 * math.pi, n, dtype=torch.float64)
-    spirals = []
-    for inner in (0.0, 0.2):
-        r = torch.linspace(inner, inner + 1, n, dtype=torch.float64)
-        spirals.append(torch.stack([r * angle.cos(), r * angle.sin()], 1))
-    y = torch.cat(spirals).float()
-    label = torch.cat([torch.ones(n), torch.zeros(n)]).long()
-    odd = torch.arange(2 * n) % 2 == 0
-    return Classification(
-        "swiss roll", 2, Samples(y[odd], label[odd]), Samples(y[~odd], label[~odd])
-    )
+
+    def spirals(share: Tensor) -> Samples:
+        angle = 4 * math.pi * share
+        arms = [
+            r[:, None] * torch.stack([angle.cos(), angle.sin()], 1) for r in (share, share + 0.2)
+        ]
+        return Samples(torch.cat(arms), (torch.arange(2 * len(share)) < len(share)).long())
+
+    if seed is None:
+        y, label = spirals(torch.linspace(0, 1, 2 * nodes + 1, dtype=torch.float64))
+        train, val = (Samples(y[k::2].float(), label[k::2]) for k in (0, 1))
+        return Classification("swiss roll", 2, train, val)
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw() -> Samples:
+        y, label = spirals(torch.rand(nodes, generator=generator))
+        return Samples(y + noise * torch.randn(y.shape, generator=generator), label)
+
+    return Classification("swiss roll", 2, draw(), draw())
 
 
 def peaks(seed: int, *, train: int = 1000, val: int = 400, grid: int = 256) -> Classification:
