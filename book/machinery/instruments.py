@@ -47,6 +47,17 @@ def retained_bytes(compute: Callable[[], object]) -> int:
     return alive
 
 
+def peak_bytes(compute: Callable[[], object]) -> int:
+    """The most bytes that tensors created by `compute` occupy at one time.
+
+    For a forward and a backward pass these are the tensors stored for the latter, or those that it
+    computes again. Tensors that an operation creates and frees inside of itself do not count.
+    """
+    with _Peak() as made:
+        compute()
+    return made.peak
+
+
 def moved_bytes(compute: Callable[[], object]) -> int:
     """The bytes of all tensors that the operations within `compute` read and write.
 
@@ -73,6 +84,20 @@ class _Storages(TorchDispatchMode):
                 storage = x.untyped_storage()
                 # while the weak reference exists, no other storage has the same identity
                 self.sizes[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        return result
+
+
+class _Peak(_Storages):
+    """The same, and the largest sum of the sizes that are alive after an operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        self.sizes = {k: made for k, made in self.sizes.items() if not made[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.sizes.values()))
         return result
 
 
