@@ -1,7 +1,7 @@
 """Deep networks on handwritten digits: with skips, and without them from two starts."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -21,8 +21,6 @@ from ctdl_lib.networks import resnets
 from ctdl_lib.networks.architectures import PLAIN, RESNET
 from ctdl_lib.problems.classification import Classification, Samples, digits
 from machinery.store import Store
-
-from . import landscape
 
 SEEDS = (10, 11, 12, 13, 14)
 TRIED = (0, 1)  # the seeds on which learning rates are chosen
@@ -163,7 +161,7 @@ PEERS: dict[str, Any] = {
 
 def peers(store: Store, seeds: Sequence[int]) -> dict[str, list[float]]:
     """The test accuracies of classifiers without layers; theirs are chosen by cross-validation."""
-    names = list(PEERS)[:1] if store.run == "smoke" else list(PEERS)
+    names = ["5 nearest neighbours"] if store.run == "smoke" else list(PEERS)  # the fastest
 
     def score(name: str, seed: int) -> float:
         data = digits(seed)
@@ -191,42 +189,3 @@ def _ratio(net: resnets.ResNet, samples: Samples) -> float:
     loss = metrics.cross_entropy(state[0] @ net.K_out.T + net.b_out, samples.label[:128])
     first, last = torch.autograd.grad(loss, (start, state[0]))
     return (first.norm() / last.norm()).item()
-
-
-SLICED = Settings(RESIDUAL, 16)  # the network whose landscape is cut
-SIDE = 25  # nodes along each side of a slice
-
-
-def slices(
-    store: Store, rates: dict[str, float], seeds: Sequence[int]
-) -> dict[str, list[list[list[float]]]]:
-    """The cross-entropy on slices θ + a d₁ + b d₂ through trained networks, by kind and seed.
-
-    The directions d₁ and d₂ are random, with the norms of the network's own filters.
-    """
-    smoke = store.run == "smoke"
-    ticks = landscape.grid(-1.0, 1.0, 3 if smoke else SIDE).float()
-
-    def plane(kind: str, seed: int) -> list[list[float]]:
-        key, data = replace(SLICED, kind=kind), digits(seed)
-        net = network(key, seed)
-        for _ in steps_of(net, data, key, seed, rates[kind], 2 if smoke else key.steps):
-            pass
-        generator = torch.Generator().manual_seed(seed)
-        y, label = (part[:400] for part in data.train)
-        pair = [landscape.filter_normalized(net, generator, keep=("b",)) for _ in range(2)]
-        values = landscape.loss_plane(
-            net, lambda f: metrics.cross_entropy(f(y), label), (pair[0], pair[1]), ticks, ticks
-        )
-        return [[float(f"{v:.4g}") for v in row] for row in values.tolist()]
-
-    def compute() -> dict[str, Any]:
-        return {kind: [plane(kind, s) for s in seeds] for kind in KINDS}
-
-    settings = asdict(SLICED) | {"rates": rates, "seeds": list(seeds), "side": SIDE}
-    return store.measure("slices", settings, compute).numbers
-
-
-def minima_of(planes: Sequence[Sequence[Sequence[float]]]) -> list[int]:
-    """The numbers of interior minima of slices, one a seed."""
-    return [int(landscape.interior_minima(torch.tensor(plane)).sum()) for plane in planes]

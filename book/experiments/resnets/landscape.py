@@ -40,8 +40,9 @@ def filter_normalized(
 ) -> Weights:
     """A random direction d whose filters have the norms of the model's filters, ‖dᵢ‖ = ‖wᵢ‖.
 
-    A filter has the weights of one output: it is a row of a matrix, in each layer of a stack. The
-    direction is zero for vectors and for the parameters named in `keep`, usually the biases.
+    A filter has the weights of one output. It is a row of a matrix, in each layer of a stack, and
+    of a convolution all that makes one channel. The direction is zero for vectors and for the
+    parameters named in `keep`, usually the biases.
 
     Reference: li2018landscape, section 4.
     """
@@ -51,8 +52,9 @@ def filter_normalized(
             direction[name] = torch.zeros_like(w)
             continue
         d = torch.randn(w.shape, generator=generator, dtype=w.dtype).to(w.device)
-        scale = w.detach().norm(dim=-1, keepdim=True) / d.norm(dim=-1, keepdim=True)
-        direction[name] = d * scale
+        axes = (1, 2, 3) if w.dim() == 4 else -1
+        norms = [torch.linalg.vector_norm(v, dim=axes, keepdim=True) for v in (w.detach(), d)]
+        direction[name] = d * (norms[0] / norms[1])
     return direction
 
 

@@ -14,15 +14,16 @@ from ctdl_lib.networks.resnets import ResNet
 from machinery import claims, plotting
 from machinery.store import Run, Store, device_of, results_folder
 
-from . import deep, evidence, landscape, limits, planar
+from . import convolutional, deep, evidence, landscape, limits, planar
 
 SENTENCES = (
     "resnet.ellipses.val_accuracy",
     "resnet.euler.order",
     "resnet.digits.depth_gain",
     f"resnet.digits.skip_gain.{evidence.DEPTH}",
+    "resnet.images.skip_gain.longer",
     "landscape.minima.fine",
-    "landscape.slice.orthogonal",
+    "landscape.images.skips.longer",
 )
 
 
@@ -35,7 +36,7 @@ class Results:
     controls: dict[str, list[Tensor]]
     gradients: dict[str, list[list[float]]]
     studies: dict[tuple[str, int], deep.Study]
-    slices: dict[str, list[list[list[float]]]]
+    images: dict[str, convolutional.Study]
     seed: int
 
 
@@ -45,7 +46,6 @@ def results(run: Run, device: str = "cpu", seed: int = 0) -> Results:
     few = 2 if run == "smoke" else None
     seeds = [seed + s for s in deep.SEEDS[:few]]
     first, studies = seeds[0], deep.studies(store, seeds)
-    sliced = {kind: studies[kind, deep.SLICED.layers].rate for kind in deep.KINDS}
     return Results(
         nets={
             name: planar.fit(store, name.replace(" ", "-"), key, first, device)
@@ -55,7 +55,7 @@ def results(run: Run, device: str = "cpu", seed: int = 0) -> Results:
         controls=limits.controls(store, seed + limits.DRAWS[0]),
         gradients={k: deep.gradient_ratios(k, seeds[:2], deep.DEPTHS) for k in deep.KINDS},
         studies=studies,
-        slices=deep.slices(store, sliced, seeds),
+        images=convolutional.studies(store, [seed + s for s in convolutional.SEEDS[:few]]),
         seed=first,
     )
 
@@ -162,10 +162,13 @@ def draw_toy(axes: list[Axes], seed: int, nodes: int = 101) -> None:
         ax.set(xlabel=rf"$\theta_1$, {layers} layers", ylabel=r"$\theta_2$")
 
 
+SHOWN = (convolutional.SKIPS, convolutional.LONGER, convolutional.SHALLOW)
+
+
 def draw_slices(axes: list[Axes], found: Results) -> None:
     """Draw a slice through the loss of each kind of network, with its interior minima."""
-    for ax, (kind, planes) in zip(axes, found.slices.items(), strict=True):
-        surface = torch.tensor(planes[0])
+    for ax, kind in zip(axes, SHOWN, strict=True):
+        surface = torch.tensor(found.images[kind].planes[0])
         ticks = landscape.grid(-1.0, 1.0, len(surface)).float()
         plotting.landscape(ax, ticks, ticks, surface, landscape.interior_minima(surface))
         ax.set_xlabel(kind)

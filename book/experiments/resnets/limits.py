@@ -1,24 +1,24 @@
 """What becomes of a ResNet as layers are added: its features, and its optimal weights."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ctdl_lib import metrics
-from ctdl_lib.learning import Step, train
+from ctdl_lib.learning import train
 from ctdl_lib.networks import resnets
 from ctdl_lib.problems.classification import ellipses
 from machinery.store import Store
 
 LAYERS = (8, 16, 32, 64)
-DRAWS = (7, 8, 9)  # of the data and of the noise in the start
+DRAWS = (30, 31, 32, 33, 34)  # of the data and of the noise in the start
 SMOOTHED, UNSMOOTHED = "smoothed", "unsmoothed"
+KINDS = {SMOOTHED: True, UNSMOOTHED: False}
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,7 @@ class Settings:
     alpha: float = 1e-2
     horizon: float = 5.0
     points: int = 200
-    noise: float = 0.1
-    steps: int = 30
+    noise: float = 0.03
 
 
 def noise(n: int, seed: int) -> Tensor:
@@ -58,35 +57,44 @@ def objective(key: Settings, control: Any, batch: Any) -> dict[str, Tensor]:
     return terms
 
 
-def learned(store: Store, name: str, key: Settings, start: Tensor) -> Tensor:
+def learned(key: Settings, start: Tensor, steps: int) -> Tensor:
     """The control that L-BFGS finds from `start`."""
     control = resnets.Control(start, key.horizon / len(start), float(key.smooth))
-
-    def training(steps: int, file: Path | None) -> Iterator[Step]:
-        search: dict[str, Any] = {"tolerance_change": 1e-12, "line_search_fn": "strong_wolfe"}
-        lbfgs = torch.optim.LBFGS(control.parameters(), history_size=50, **search)
-        how: dict[str, Any] = {"lr": 1.0, "optimizer": lbfgs, "every": 10, "checkpoint": file}
-        return train(control, partial(objective, key), lambda k: k, steps=steps, **how)
-
-    store.fit(f"control-{name}-{key.draw}", control, asdict(key), training)
+    search: dict[str, Any] = {"tolerance_change": 1e-12, "line_search_fn": "strong_wolfe"}
+    lbfgs = torch.optim.LBFGS(control.parameters(), history_size=50, **search)
+    for _ in train(
+        control, partial(objective, key), lambda k: k, steps=steps, lr=1.0, optimizer=lbfgs
+    ):
+        pass
     return control().detach()
 
 
 def controls(store: Store, draw: int) -> dict[str, list[Tensor]]:
     """The learned controls with and without the smoothness penalty, as the layers double.
 
-    All start from one smooth control with noise that is independent in every layer.
+    Each number of layers starts from the control learned with half as many, with new noise that is
+    independent in every layer. So all belong to one branch of minimisers.
     """
-    first = Settings(16, True, draw, steps=50)
-    constant = 0.5 * noise(1, draw).expand(first.layers, -1, -1)
-    start = learned(store, "start", first, constant)
-    found: dict[str, list[Tensor]] = {SMOOTHED: [], UNSMOOTHED: []}
-    for n in LAYERS[:2] if store.run == "smoke" else LAYERS:
-        rough = resnets.prolongate(start, n) + first.noise * noise(n, 1000 * draw + n)
-        for kind, thetas in found.items():
-            key = replace(first, layers=n, smooth=kind == SMOOTHED, steps=30)
-            thetas.append(learned(store, f"{kind}-{n}", key, rough))
-    return found
+    smoke = store.run == "smoke"
+    layers = LAYERS[:2] if smoke else LAYERS
+
+    def chain(smooth: bool, theta: Tensor) -> Iterator[list[Any]]:
+        for n in layers:
+            key = Settings(n, smooth, draw)
+            rough = resnets.prolongate(theta, n) + key.noise * noise(n, 1000 * draw + n)
+            theta = learned(key, rough, 1 if smoke else 30)
+            yield theta.tolist()
+
+    def compute() -> dict[str, list[Any]]:
+        first = Settings(LAYERS[0], True, draw)
+        constant = 0.5 * noise(1, draw).expand(first.layers, -1, -1)
+        start = learned(first, constant, 1 if smoke else 50)
+        return {kind: list(chain(smooth, start)) for kind, smooth in KINDS.items()}
+
+    settings = asdict(Settings(0, True, draw)) | {"layers": list(LAYERS)}
+    numbers = store.measure(f"controls-{draw}", settings, compute).numbers
+    found = numbers.items()
+    return {k: [torch.tensor(theta, dtype=torch.float64) for theta in v] for k, v in found}
 
 
 def change(thetas: Sequence[Tensor], horizon: float = Settings.horizon) -> list[float]:

@@ -45,7 +45,7 @@ class Settings:
 
 RECIPES = {
     "ellipses": Settings("ellipses", 3, 20, 2.0, 1e-3, 500),
-    "swiss roll": Settings("swiss roll", 4, 32, 5.0, 1e-4, 1500, scale=0.3),
+    "swiss roll": Settings("swiss roll", 6, 32, 5.0, 1e-4, 1500, scale=0.3),
     "peaks": Settings("peaks", 8, 16, 5.0, 1e-4, 500),
 }
 NARROW = Settings("ellipses", 2, 20, 2.0, 1e-3, 500)
@@ -55,12 +55,12 @@ PRINTED = {decay: replace(RECIPES["ellipses"], smooth=0.0, decay=decay) for deca
 
 
 def data_of(name: str, seed: int) -> Classification:
-    """The data set `name`; the two spirals are the same for every seed.
+    """The data set `name`, drawn by `seed`.
 
     Raises:
         KeyError: there is no such data set.
     """
-    draw = {"ellipses": ellipses, "swiss roll": lambda seed: swiss_roll(), "peaks": peaks}
+    draw = {"ellipses": ellipses, "swiss roll": swiss_roll, "peaks": peaks}
     return draw[name](seed)
 
 

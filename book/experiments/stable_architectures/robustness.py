@@ -42,11 +42,12 @@ def pgd(
     *,
     steps: int = 10,
     rate: float | None = None,
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, "batch d"]:
     """The inputs z after `steps` of projected gradient ascent z ← P(z + rate · sign(∇ℓ)), from y.
 
     P projects onto the box ‖z − y‖∞ ≤ ε, and ℓ is the cross-entropy of the logits f(z). By default
-    `rate` is 2.5 ε/steps.
+    `rate` is 2.5 ε/steps. With a `generator`, z starts at a random point of the box.
 
     Raises:
         ValueError: ε is negative or `steps` is below 1.
@@ -57,6 +58,8 @@ def pgd(
         raise ValueError(f"eps must be ≥ 0 and steps ≥ 1, got {eps=} and {steps=}")
     rate = 2.5 * eps / steps if rate is None else rate
     z = y.detach()
+    if generator is not None:
+        z = z + eps * (2 * torch.rand(z.shape, generator=generator, dtype=z.dtype).to(z) - 1)
     for _ in range(steps):
         z = z.requires_grad_()
         (gradient,) = torch.autograd.grad(cross_entropy(f(z), label), z)

@@ -1,0 +1,171 @@
+"""What the lecture on stable architectures draws, loaded or computed by one call."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from machinery import claims, plotting
+from machinery.store import Run, Store, results_folder
+
+from . import attacks, evidence, growth, images, multilevel, reversal
+
+STARTS = torch.tensor([[0.1, 0.1], [-0.1, 0.1], [-0.1, -0.1]], dtype=torch.float64)
+SENTENCES = (
+    "stable.layer.growth",
+    "stable.antisymmetric.worst",
+    "stable.antisymmetric.slow",
+    "stable.parabolic.worst",
+    "stable.peaks.antisymmetric",
+    "stable.attack.linear",
+    "stable.multilevel.saving",
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the chapter has trained and searched, over all seeds."""
+
+    worst: dict[str, list[float]]
+    trips: dict[str, list[list[float]]]
+    attacks: dict[str, dict[str, Any]]
+    races: list[multilevel.Race]
+    images: dict[str, images.Study]
+    seed: int
+
+    def image_table(self) -> str:
+        """The accuracies of the convolutional networks, as a Markdown table."""
+        lines = ["| layers | parameters | test images | with noise |", "|---|---:|---:|---:|"]
+        for kind, study in self.images.items():
+            means = (f"{sum(v) / len(v):.1f} %" for v in (study.clean, study.noisy))
+            lines.append(f"| {kind} | {study.parameters:,} | " + " | ".join(means) + " |")
+        return "\n".join(lines)
+
+
+def results(run: Run, seed: int = 0) -> Results:
+    """The results that the lecture shows: loaded, computed or tried out as `run` says."""
+    store, few = Store(evidence.CHAPTER, run), 2 if run == "smoke" else None
+    seeds = [seed + s for s in attacks.SEEDS[:few]]
+    return Results(
+        worst=growth.worst(store, seeds),
+        trips=reversal.round_trips(store, seeds),
+        attacks=attacks.studies(store, seeds),
+        races=multilevel.races(store, seeds),
+        images=images.studies(store, [seed + s for s in images.SEEDS[:few]]),
+        seed=seed,
+    )
+
+
+def verdicts() -> str:
+    """What the evidence says of the talk's sentences, as a Markdown list."""
+    rows = claims.read(results_folder() / "claims" / f"{evidence.CHAPTER}.json")
+    return claims.sentences(rows, SENTENCES)
+
+
+def draw_phases() -> Figure:
+    """Draw paths through ten layers for three matrices, with their eigenvalues beneath."""
+    figure, axes = plt.subplots(
+        2, 3, figsize=(8.4, 4.6), height_ratios=(2, 1), constrained_layout=True
+    )
+    for (name, K), (top, bottom) in zip(growth.MATRICES.items(), axes.T, strict=True):
+        path = growth.path(K, 10, STARTS)
+        reach = 1.1 * path.abs().max().item()
+        axis = torch.linspace(-reach, reach, 11, dtype=torch.float64)
+        grid = torch.cartesian_prod(axis, axis)
+        arrows = torch.tanh(grid @ K.T)
+        top.quiver(*grid.T.numpy(), *arrows.T.numpy(), color="0.6", width=0.004)
+        for k, points in enumerate(path.unbind(1)):
+            top.plot(*points.T.numpy(), color=plotting.COLORS[k])
+            top.plot(*STARTS[k].numpy(), plotting.MARKERS[k], color=plotting.COLORS[k])
+        top.locator_params(nbins=5)
+        top.set(title=name, aspect="equal")
+        values = torch.linalg.eigvals(K)
+        bottom.axvline(0, color="0.6", lw=0.8)
+        bottom.plot(values.real.numpy(), values.imag.numpy(), "o", color="black")
+        bottom.set(xlim=(-2.6, 2.6), ylim=(-1.6, 1.6), xlabel="real part")
+    axes[1, 0].set_ylabel("imaginary part")
+    return figure
+
+
+def draw_swing(left: Axes, right: Axes) -> None:
+    """Draw how a change grows if the biases take turns, and the path of a change."""
+    for slow, label in ((False, "biases take turns"), (True, "biases stay")):
+        layers = growth.swinging(evidence.CYCLES, slow=slow)
+        norms = growth.growths(layers)
+        left.semilogy((torch.arange(len(norms)) * layers.h).numpy(), norms.numpy(), label=label)
+    left.set(xlabel="time", ylabel="growth of a change")
+    left.legend(fontsize=7)
+    layers = growth.swinging(1)
+    change, path = torch.tensor([1.0, 0.0], dtype=torch.float64), []
+    for slope in layers.slopes:
+        path.append(change)
+        change = change + layers.h * slope * (growth.ROTATION @ change)
+    right.plot(*torch.stack(path).T.numpy(), color=plotting.COLORS[0])
+    right.plot(1, 0, "o", color="black")
+    right.set(xlabel="change of feature 1", ylabel="change of feature 2", aspect="equal")
+
+
+def draw_worst(ax: Axes, found: Results) -> None:
+    """Draw the largest growth that a search over the weights has found, one dot a seed."""
+    for k, values in enumerate(found.worst.values()):
+        ax.semilogy([k] * len(values), values, "o", color=plotting.COLORS[k])
+    for bound in (1, growth.HALF_RATE):
+        ax.axhline(bound, color="0.6", lw=0.8)
+    names = [kind.replace(" hamiltonian", "\nhamiltonian") for kind in found.worst]
+    ax.set_xticks(range(len(names)), names, fontsize=8)
+    ax.set_ylabel("largest growth found")
+
+
+def draw_energies(ax: Axes) -> None:
+    """Draw the energy of three methods with as many evaluations of the velocity."""
+    start = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    times = torch.linspace(0, growth.LONG, 201)
+    for method in growth.METHODS:
+        ax.semilogy(times, growth.energies(method, start), label=method)
+    ax.set(xlabel="time", ylabel="energy")
+    ax.legend(fontsize=7)
+
+
+def draw_reversal(ax: Axes, found: Results) -> None:
+    """Draw the error of the first features, forward and back, against T‖K‖."""
+    for kind, marker in zip(reversal.KINDS, plotting.MARKERS, strict=False):
+        errors = torch.tensor(found.trips[kind]).log().mean(0).exp()
+        seeds = [found.seed + s for s in attacks.SEEDS]
+        each = torch.tensor([[reversal.length(kind, s, T) for T in reversal.TIMES] for s in seeds])
+        lengths = each.mean(0)
+        label = "Euler with −h" if kind == "resnet" else kind
+        ax.loglog(lengths, errors.clamp(max=1e3), marker=marker, label=label)
+    ax.set(xlabel="T‖K‖", ylabel="relative error, forward and back")
+    ax.legend(fontsize=7)
+
+
+def draw_memory(ax: Axes) -> None:
+    """Draw the bytes kept for the backward pass against the number of layers."""
+    for reverse, label in ((False, "features stored"), (True, "features computed again")):
+        ax.loglog(reversal.DEPTHS, reversal.kept_bytes(reverse), marker="o", label=label)
+    ax.set(xlabel="layers", ylabel="bytes kept")
+    ax.legend(fontsize=7)
+
+
+def draw_attacks(ax: Axes, found: Results) -> None:
+    """Draw the accuracy under attack against the size of the attack, means over seeds."""
+    for kind, marker in zip(attacks.KINDS, plotting.MARKERS, strict=False):
+        curves = torch.tensor(found.attacks[kind]["curves"])
+        sizes = attacks.SIZES[: curves.shape[1]]
+        ax.plot(sizes, curves.mean(0), marker=marker, ms=4, label=kind)
+    ax.set(xlabel="size ε of the attack", ylabel="accuracy in %")
+    ax.legend(fontsize=7)
+
+
+def draw_races(ax: Axes, found: Results) -> None:
+    """Draw the training loss against layer evaluations, one line a seed."""
+    shown = {"many": "16 to 128 layers", "one": "128 layers", "coarse": "16 layers"}
+    for race in found.races:
+        for (name, label), color in zip(shown.items(), plotting.COLORS, strict=False):
+            work, values = zip(*getattr(race, name), strict=True)
+            ax.loglog(work, values, color=color, lw=0.9, label=label * (race is found.races[0]))
+    ax.set(xlabel="layer evaluations", ylabel="loss")
+    ax.legend(fontsize=7)
