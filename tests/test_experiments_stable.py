@@ -68,6 +68,21 @@ def test_the_slopes_are_those_of_layers_with_these_biases():
     assert u[0].norm() < 1.1  # the trajectory returns after each phase and does not run away
 
 
+def test_slopes_that_vary_slowly_let_no_change_grow_and_fast_ones_do():
+    slow, fast = (growth.growths(growth.modulated(8, period)).max() for period in (4.0, 2 / 3))
+    assert slow < 2
+    assert fast > 100
+    layers = growth.modulated(1, 2 / 3)
+    J = layers.slopes[:, :, None] * growth.ROTATION
+    assert torch.linalg.eigvals(J).real.abs().max() < 1e-12
+    u = torch.zeros(2, dtype=torch.float64)  # second route: the slopes are those of the layers
+    for b, slope in zip(layers.biases, layers.slopes, strict=True):
+        z = growth.ROTATION @ u + b
+        torch.testing.assert_close(torch.cosh(z) ** -2, slope)
+        u = u + layers.h * torch.tanh(z)
+    assert u.norm() < 0.1
+
+
 @pytest.mark.parametrize("kind", growth.SEARCHED)
 def test_no_search_exceeds_what_a_lipschitz_constant_of_one_allows(kind):
     found = growth.worst_growth(kind, 0, steps=5, layers=20, horizon=2.0)
@@ -100,10 +115,11 @@ def test_round_trips_are_exact_up_to_round_off(kind):
     assert reversal.round_trip("resnet", 0, 5.0, layers=50) > 1e-2
 
 
-def test_the_length_is_that_of_the_matrix():
-    net = reversal.network("midpoint", 1, 1.0, seeded(3))
-    found = reversal.length("midpoint", 3, 7.0)
-    assert found == pytest.approx(7 * torch.linalg.svdvals(net.K[0]).max().item())
+@pytest.mark.parametrize("kind", reversal.KINDS)
+def test_the_length_is_that_of_the_matrix_in_the_layers(kind):
+    K = reversal.network(kind, 1, 1.0, seeded(3)).K[0]
+    A = K - K.T if kind == "midpoint" else K
+    assert reversal.length(kind, 3, 7.0) == pytest.approx(7 * torch.linalg.svdvals(A).max().item())
 
 
 def test_the_memory_of_layers_that_are_undone_does_not_grow():
@@ -172,6 +188,18 @@ def test_an_attack_on_a_linear_classifier_finds_the_worst_digits():
     margin = ((net(y)[:, 1] - net(y)[:, 0]).abs() - 0.1 * w.abs().sum()).detach()
     found = attacks.attacked(net.requires_grad_(False), (y, label), 0.1, 0, steps=5)
     assert found == pytest.approx(100 * (margin > 0).float().mean().item())
+
+
+def test_a_network_without_layers_is_a_linear_map(tmp_path):
+    smoke = Store("02_stable_architectures", "smoke", folder=tmp_path)
+    found = attacks.without_layers(smoke, {"resnet": 0.01}, [10])
+    assert set(found) == {"resnet"}
+    assert all(0 <= kept <= 100 for row in found["resnet"] for kept in row)
+    net = attacks.trained("resnet", 10, 0.01, 1)
+    net.K.zero_()
+    net.b.zero_()
+    y = torch.randn(5, 64, generator=seeded())
+    torch.testing.assert_close(net(y), y @ net.K_in.T @ net.K_out.T + net.b_out)
 
 
 def test_a_random_start_stays_in_the_box():

@@ -22,6 +22,7 @@ SEEDS = (10, 11, 12, 13, 14)
 TRIED = 0  # the seed on which learning rates are chosen
 RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 SKIPS, NONE, ORTHOGONAL = "with skips", "without skips", "without skips, orthogonal start"
+TANH = "without skips or normalisation, tanh, orthogonal start"
 LONGER, SHALLOW = "without skips, 4 × the steps", "without skips, 20 layers"
 PIXELS = 14  # along a side
 SIDE, PICTURES = 21, 256  # of a slice: nodes along a side, and images
@@ -42,6 +43,7 @@ class Settings:
     blocks: int
     skips: bool
     orthogonal: bool = False
+    normalised: bool = True
     widths: tuple[int, int, int] = (8, 16, 32)
     batch: int = 128
     steps: int = 300
@@ -51,9 +53,11 @@ KINDS = {
     SKIPS: Settings(9, True),
     NONE: Settings(9, False),
     ORTHOGONAL: Settings(9, False, orthogonal=True),
+    TANH: Settings(9, False, orthogonal=True, normalised=False),
     LONGER: Settings(9, False, steps=1200),
     SHALLOW: Settings(3, False),
 }
+LOWER = {TANH: (3e-4, 1e-3, 3e-3, 1e-2)}  # learning rates where the best one is lower
 SLICED = (SKIPS, NONE, LONGER, SHALLOW)
 
 
@@ -75,21 +79,23 @@ class Block(nn.Module):
     """The map u ↦ σ(Pu + F(u)), F(u) = B₂K₂σ(B₁K₁u), or u ↦ σ(F(u)) without a skip.
 
     K₁ and K₂ are convolutions with 3 × 3 pixels, B₁ and B₂ normalise each channel over the batch,
-    and σ is the positive part. P is the identity where u keeps its shape; where a stage begins, it
-    is a convolution with one pixel, which takes every second pixel.
+    and σ is the positive part. Without normalisation B₁ and B₂ are the identity, and σ is tanh, for
+    which the theory of orthogonal starts is made. P is the identity where u keeps its shape; where
+    a stage begins, it is a convolution with one pixel, which takes every second pixel.
 
     Reference: he2016resnet, section 3.3.
     """
 
-    def __init__(self, inputs: int, outputs: int, skip: bool):
+    def __init__(self, inputs: int, outputs: int, skip: bool, normalised: bool):
         super().__init__()
         stride = 1 if inputs == outputs else 2
+        self.activation = nn.ReLU() if normalised else nn.Tanh()
         self.layers = nn.Sequential(
             nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
+            nn.BatchNorm2d(outputs) if normalised else nn.Identity(),
+            self.activation,
             nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(outputs),
+            nn.BatchNorm2d(outputs) if normalised else nn.Identity(),
         )
         self.skip: nn.Module | None = None
         if skip:
@@ -99,13 +105,14 @@ class Block(nn.Module):
     def forward(self, u: Tensor) -> Tensor:
         """The features (batch, channels, n, n) after the block."""
         change = self.layers(u)
-        return torch.relu(change if self.skip is None else self.skip(u) + change)
+        return self.activation(change if self.skip is None else self.skip(u) + change)
 
 
 def network(key: Settings, seed: int) -> nn.Sequential:
     """The network before its training, from images (batch, 196) to ten logits.
 
-    Convolutions start with entries from N(0, 2/(9·channels)), the usual choice for σ.
+    Convolutions start with entries from N(0, 2/(9·channels)), the usual choice for σ. An orthogonal
+    start has an orthogonal matrix in the middle of each filter, and zeros elsewhere.
 
     Reference: he2016resnet, section 4.2.
     """
@@ -113,11 +120,12 @@ def network(key: Settings, seed: int) -> nn.Sequential:
         torch.manual_seed(seed)
         first = key.widths[0]
         parts: list[nn.Module] = [nn.Unflatten(1, (1, PIXELS, PIXELS))]
-        parts += [nn.Conv2d(1, first, 3, 1, 1, bias=False), nn.BatchNorm2d(first), nn.ReLU()]
+        parts.append(nn.Conv2d(1, first, 3, 1, 1, bias=False))
+        parts += [nn.BatchNorm2d(first), nn.ReLU()] if key.normalised else [nn.Tanh()]
         for before, width in pairwise((first, *key.widths)):
-            parts += [
-                Block(before if k == 0 else width, width, key.skips) for k in range(key.blocks)
-            ]
+            for k in range(key.blocks):
+                inputs = before if k == 0 else width
+                parts.append(Block(inputs, width, key.skips, key.normalised))
         parts += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(key.widths[-1], 10)]
         net = nn.Sequential(*parts)
         for module in net.modules():
@@ -126,7 +134,8 @@ def network(key: Settings, seed: int) -> nn.Sequential:
                 if key.orthogonal:
                     centre = module.kernel_size[0] // 2
                     nn.init.zeros_(module.weight)
-                    nn.init.orthogonal_(module.weight[:, :, centre, centre], 2**0.5)
+                    gain = 2**0.5 if key.normalised else 1.0
+                    nn.init.orthogonal_(module.weight[:, :, centre, centre], gain)
     return net
 
 
@@ -190,7 +199,8 @@ def study(store: Store, kind: str, seeds: Sequence[int]) -> Study:
     """What a kind of network reaches at the rate that is best on training images kept apart."""
     smoke, key = store.run == "smoke", KINDS[kind]
     key = replace(key, blocks=1, steps=2) if smoke else key
-    side, rates = (3, RATES[:1]) if smoke else (SIDE, RATES)
+    rates = LOWER.get(kind, RATES)
+    side, rates = (3, rates[:1]) if smoke else (SIDE, rates)
 
     def on_images_kept_apart(rate: float) -> float:
         data, _ = images(TRIED)

@@ -356,7 +356,11 @@ def _landscape_rows(e: Evidence) -> Iterator[Row]:
 
 def _image_rows(e: Evidence) -> Iterator[Row]:
     skips = e.images[convolutional.SKIPS].accuracies
-    for kind, name in ((convolutional.ORTHOGONAL, "equal"), (convolutional.LONGER, "longer")):
+    for kind, name in (
+        (convolutional.ORTHOGONAL, "equal"),
+        (convolutional.TANH, "tanh"),
+        (convolutional.LONGER, "longer"),
+    ):
         yield Claim(
             f"resnet.images.skip_gain.{name}",
             "Skips make 56 convolutional layers easy to train: accuracy, at least a point more",

@@ -279,11 +279,11 @@ def _attack_rows(e: Evidence) -> Iterator[Row]:
             SLIDE,
             ours=kept("antisymmetric"),
             criterion=above_control(),
-            control=Control(f"{name}, its own best decay", kept(rival)),
+            control=Control(f"{name}, as accurate without attack", kept(rival)),
             unit="%",
         )
-    for kind, (weak, strong) in e.bare.items():
-        for name, values in (("weak", weak), ("strong", strong)):
+    for kind, (chosen, strong) in e.bare.items():
+        for name, values in (("chosen", chosen), ("strong", strong)):
             yield Measurement.over_seeds(
                 f"stable.attack.{kind}.without_layers.{name}",
                 BOOK,
@@ -362,16 +362,16 @@ def attack_table(e: Evidence) -> str:
 
 
 def decay_table(e: Evidence) -> str:
-    """The accuracy under attack by which each classifier chose its decay, as a Markdown table.
+    """The accuracies without and under attack in percent, by decay, as a Markdown table.
 
-    The last two columns have the labels that stay without the layers, with the smallest and with
-    the chosen decay.
+    The last two columns have the labels that stay without the layers, with the chosen decay and
+    with the strong one.
     """
     decays = attacks.DECAYS[: len(e.attacks[attacks.LINEAR]["scores"])]
-    heads = [*(f"{decay:g}" for decay in decays), "bare, weak", "bare, strong"]
+    heads = [*(f"{decay:g}" for decay in decays), "bare, chosen", "bare, 0.1"]
     lines = ["| % | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     for kind, study in e.attacks.items():
-        cells = [f"{score:.0f}" for score in study["scores"]]
+        cells = [f"{clean:.0f}, {kept:.0f}" for clean, kept in study["scores"]]
         cells += [f"{sum(v) / len(v):.0f}" for v in e.bare.get(kind, [])] or ["", ""]
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
