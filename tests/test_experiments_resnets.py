@@ -7,7 +7,7 @@ import torch
 from ctdl_lib import metrics
 from ctdl_lib.networks import ResNet
 from ctdl_lib.problems.classification import digits
-from experiments.resnets import deep, evidence, landscape, limits, planar
+from experiments.resnets import convolutional, deep, evidence, landscape, limits, planar
 from machinery.store import Store
 
 
@@ -154,6 +154,92 @@ def test_a_study_chooses_its_rate_without_the_test_data(tmp_path, monkeypatch):
     assert all(train + val == whole for _, train, val, _ in chosen)
     assert {seed for *_, seed in chosen} == set(deep.TRIED)
     assert judged == [(3e-3, whole, test, 10), (3e-3, whole, test, 11)]
+
+
+# --- convolutional networks ---------------------------------------------------------------------
+
+
+def small(**changes):
+    return dataclasses.replace(convolutional.KINDS[convolutional.SKIPS], blocks=2, **changes)
+
+
+def test_the_networks_have_56_layers_and_three_resolutions():
+    for kind, key in convolutional.KINDS.items():
+        net = convolutional.network(key, 0)
+        layers = [
+            module
+            for name, module in net.named_modules()
+            if isinstance(module, torch.nn.Conv2d | torch.nn.Linear) and ".skip" not in name
+        ]
+        assert len(layers) == (20 if kind == convolutional.SHALLOW else 56)
+    shapes = []
+    for module in net:
+        if isinstance(module, convolutional.Block):
+            module.register_forward_hook(lambda m, i, out: shapes.append(tuple(out.shape[1:])))
+    net(torch.randn(2, 196))
+    assert sorted(set(shapes)) == [(8, 14, 14), (16, 7, 7), (32, 4, 4)]
+
+
+def test_a_block_adds_its_change_to_what_it_receives_only_with_a_skip():
+    u = torch.rand(3, 8, 5, 5, generator=seeded())
+    for skip in (True, False):
+        block = convolutional.Block(8, 8, skip, normalised=True).eval()
+        torch.testing.assert_close(block(u), torch.relu(block.layers(u) + (u if skip else 0)))
+
+
+def test_an_orthogonal_start_keeps_the_size_of_small_features():
+    net = convolutional.network(small(skips=False, orthogonal=True, normalised=False), 0)
+    block = next(m for m in net if isinstance(m, convolutional.Block))
+    u = 1e-3 * torch.randn(1, 8, 5, 5, generator=seeded())
+    torch.testing.assert_close(block(u).norm(), u.norm(), rtol=1e-4, atol=0)
+
+
+def test_images_for_training_and_testing_share_none():
+    (y, _), (test, label) = convolutional.images(3)
+    assert (len(y), len(test), len(label)) == (4000, 1000, 1000)
+    assert torch.cdist(test, y).min() > 0
+    assert not torch.equal(convolutional.images(4)[1].y, test)
+
+
+def test_a_slice_contains_the_loss_and_leaves_the_network_as_it_was():
+    net = convolutional.network(small(), 0)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    samples = convolutional.Samples(*(part[:32] for part in convolutional.images(0)[0]))
+    found = torch.tensor(convolutional.plane(net, samples, 1, 3))
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    centre = metrics.cross_entropy(net.train()(samples.y), samples.label).item()
+    assert found[1, 1].item() == pytest.approx(centre, rel=1e-3)
+    assert found.std() > 0
+
+
+def test_a_rate_is_chosen_on_images_kept_apart(tmp_path, monkeypatch):
+    used = []
+
+    def trained(key, seed, rate, data):
+        used.append((rate, seed, len(data.y)))
+        return rate
+
+    monkeypatch.setattr(convolutional, "trained", trained)
+    monkeypatch.setattr(
+        convolutional, "accuracy", lambda net, samples: 1 / len(samples.y) if net == 0.01 else 0.0
+    )
+    train = Store("01_resnets", "train", folder=tmp_path)
+    found = convolutional.study(train, convolutional.ORTHOGONAL, [10])
+    assert found.rate == 0.01
+    assert found.accuracies == [1 / 1000]
+    assert used[:-1] == [(rate, convolutional.TRIED, 3200) for rate in convolutional.RATES]
+    assert used[-1] == (0.01, 10, 4000)
+
+
+def test_filters_of_convolutions_keep_their_norm():
+    net = convolutional.network(small(), 0)
+    direction = landscape.filter_normalized(net, seeded(2))
+    for name, w in net.named_parameters():
+        if w.dim() == 4:
+            pair = [part.flatten(1).norm(dim=1) for part in (direction[name], w.detach())]
+            torch.testing.assert_close(*pair)
+        elif w.dim() == 1:
+            assert not direction[name].any()
 
 
 # --- landscapes ---------------------------------------------------------------------------------
