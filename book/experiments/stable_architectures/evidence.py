@@ -17,7 +17,7 @@ from machinery.claims import (
     spread_of,
     within,
 )
-from machinery.store import Run, Store
+from machinery.store import Run, Store, device_of
 
 from . import attacks, competition, growth, images, multilevel, reversal
 
@@ -54,7 +54,7 @@ class Evidence:
 def gather(run: Run, device: str = "cpu", seed: int = 0) -> Evidence:
     """The numbers of the chapter: loaded, computed or tried out as `run` says.
 
-    The networks are small, so all runs on the CPU, whatever `device` says.
+    The convolutional networks train on `device`; the others are small and stay on the CPU.
     """
     store, few = Store(CHAPTER, run), 2 if run == "smoke" else None
     seeds = [seed + s for s in competition.SEEDS[:few]]
@@ -76,7 +76,7 @@ def gather(run: Run, device: str = "cpu", seed: int = 0) -> Evidence:
         attacks=attacked,
         bare=attacks.without_layers(store, decays, seeds),
         races=multilevel.races(store, seeds),
-        images=images.studies(store, pictures),
+        images=images.studies(store, pictures, device_of(device)),
         linear_images=images.linear(store, pictures),
         store=store,
     )

@@ -145,7 +145,7 @@ def objective(key: Settings, net: Any, batch: Sequence[Tensor]) -> dict[str, Ten
 
 def trained(key: Settings, data: Samples, seed: int, rate: float, horizon: float) -> nn.Sequential:
     """The network after its training by Adam, whose rate falls along a cosine."""
-    net = network(key, horizon, seed)
+    net = network(key, horizon, seed).to(data.y.device)
     batches = minibatches(*data, size=key.batch, seed=seed)
     how: dict[str, Any] = {"steps": key.steps, "lr": cosine(rate, key.steps)}
     for _ in train(net, partial(objective, key), batches, **how):
@@ -179,14 +179,14 @@ def disturbed(samples: Samples, seed: int) -> dict[str, Samples]:
     return {name: Samples(part, label) for name, part in parts.items()}
 
 
-def study(store: Store, kind: str, seeds: Sequence[int]) -> Study:
+def study(store: Store, kind: str, seeds: Sequence[int], device: str = "cpu") -> Study:
     """What a kind of network reaches at settings that are best on training images kept apart."""
     smoke, key = store.run == "smoke", Settings(kind)
     tried = replace(key, layers=2, steps=2) if smoke else key
     grid = GRID[:1] if smoke else GRID
 
     def on_images_kept_apart(chosen: tuple[float, float]) -> float:
-        data, _ = images(TRIED)
+        data = images(TRIED)[0].to(device)
         kept, rest = (Samples(*(part[rows] for part in data)) for rows in SPLIT)
         return accuracy(trained(tried, rest, TRIED, *chosen), kept)
 
@@ -195,20 +195,21 @@ def study(store: Store, kind: str, seeds: Sequence[int]) -> Study:
         found: dict[str, list[float]] = {"clean": [], "noisy": [], "blurred": []}
         for seed in seeds:
             data, test = images(seed)
-            net = trained(tried, data, seed, *best)
+            net = trained(tried, data.to(device), seed, *best)
             for name, samples in disturbed(test, seed).items():
-                found[name].append(accuracy(net, samples))
+                found[name].append(accuracy(net, samples.to(device)))
         parameters = sum(p.numel() for p in network(tried, 1.0, TRIED).parameters())
         return {"rate": best[0], "horizon": best[1], "parameters": parameters, **found}
 
     settings = asdict(key) | {"grid": [list(pair) for pair in GRID], "seeds": list(seeds)}
     settings |= {"tried": TRIED, "noise": NOISE}
-    return Study(**store.measure(f"images-{kind}", settings, compute).numbers)
+    found = store.measure(f"images-{kind}", settings, compute, device=device)
+    return Study(**found.numbers)
 
 
-def studies(store: Store, seeds: Sequence[int]) -> dict[str, Study]:
+def studies(store: Store, seeds: Sequence[int], device: str = "cpu") -> dict[str, Study]:
     """The studies of all kinds."""
-    return {kind: study(store, kind, seeds) for kind in KINDS}
+    return {kind: study(store, kind, seeds, device) for kind in KINDS}
 
 
 def linear(store: Store, seeds: Sequence[int]) -> list[float]:

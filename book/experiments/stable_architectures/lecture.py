@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from machinery import claims, plotting
-from machinery.store import Run, Store, results_folder
+from machinery.store import Run, Store, device_of, results_folder
 
 from . import attacks, evidence, growth, images, multilevel, reversal
 
@@ -45,7 +45,7 @@ class Results:
         return "\n".join(lines)
 
 
-def results(run: Run, seed: int = 0) -> Results:
+def results(run: Run, device: str = "cpu", seed: int = 0) -> Results:
     """The results that the lecture shows: loaded, computed or tried out as `run` says."""
     store, few = Store(evidence.CHAPTER, run), 2 if run == "smoke" else None
     seeds = [seed + s for s in attacks.SEEDS[:few]]
@@ -54,7 +54,7 @@ def results(run: Run, seed: int = 0) -> Results:
         trips=reversal.round_trips(store, seeds),
         attacks=attacks.studies(store, seeds),
         races=multilevel.races(store, seeds),
-        images=images.studies(store, [seed + s for s in images.SEEDS[:few]]),
+        images=images.studies(store, [seed + s for s in images.SEEDS[:few]], device_of(device)),
         seed=seed,
     )
 
