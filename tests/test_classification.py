@@ -18,21 +18,23 @@ def test_ellipses_lie_in_their_ellipses():
         assert float(r[:n].mean()) == pytest.approx(0.5, abs=4 * 0.29 / n**0.5)
 
 
-def test_swiss_roll_is_two_spirals_seen_at_alternate_angles():
-    data = swiss_roll()
-    assert len(data.train.y) == len(data.val.y) == 513
-    r = torch.cat([data.train.y, data.val.y]).norm(dim=1)
-    label = torch.cat([data.train.label, data.val.label])
-    assert r[label == 1].min() == 0
-    assert float(r[label == 1].max()) == pytest.approx(1.0)
-    assert float(r[label == 0].min()) == pytest.approx(0.2)
-    assert float(r[label == 0].max()) == pytest.approx(1.2)
+def test_swiss_roll_is_two_spirals():
+    data = swiss_roll(0, nodes=2000, noise=0.0)
+    y, label = (torch.cat(parts) for parts in zip(data.train, data.val, strict=True))
+    assert len(y) == 8000
+    r, angle = y.norm(dim=1), torch.atan2(y[:, 1], y[:, 0])
+    for k, inner in ((1, 0.0), (0, 0.2)):
+        share = r[label == k] - inner
+        assert -1e-6 < float(share.min()) < 0.01
+        assert 0.99 < float(share.max()) < 1 + 1e-6
+        turns = (angle[label == k] - 4 * torch.pi * share) / (2 * torch.pi)
+        torch.testing.assert_close(turns, turns.round(), atol=1e-4, rtol=0)
 
 
-def test_points_of_a_seeded_swiss_roll_are_drawn_afresh_and_lie_about_the_spirals():
+def test_points_of_a_swiss_roll_are_drawn_afresh_and_lie_about_the_spirals():
     data = swiss_roll(3, nodes=400, noise=0.02)
     assert data.train.label.bincount().tolist() == data.val.label.bincount().tolist() == [400, 400]
-    on_curve = swiss_roll(nodes=4000)
+    on_curve = swiss_roll(0, nodes=8000, noise=0.0)
     for samples in (data.train, data.val):
         for label in (0, 1):
             curve = on_curve.train.y[on_curve.train.label == label].double()

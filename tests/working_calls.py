@@ -423,7 +423,7 @@ CALLS = [
     (densities.moons, {"nodes": 16}, {}),
     (densities.two_spirals, {"nodes": 16}, {}),
     (classification.ellipses, {"seed": 0, "train": 5, "val": 5}, {}),
-    (classification.swiss_roll, {"nodes": 8}, {}),
+    (classification.swiss_roll, {"seed": 0, "nodes": 8}, {}),
     (classification.peaks, {"seed": 0, "train": 5, "val": 5, "grid": 32}, {}),
     (classification.peaks_of, {"y": x}, {}),
     (classification.digits, {"seed": 0, "fraction": 0.2}, {}),

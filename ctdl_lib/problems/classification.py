@@ -60,31 +60,21 @@ def ellipses(seed: int, *, train: int = 1000, val: int = 200) -> Classification:
     return Classification("ellipses", 2, draw(train), draw(val))
 
 
-def swiss_roll(seed: int | None = None, *, nodes: int = 256, noise: float = 0.02) -> Classification:
-    """Two spirals (r cos φ, r sin φ), φ ∈ [0, 4π].
+def swiss_roll(seed: int, *, nodes: int = 256, noise: float = 0.02) -> Classification:
+    """Two spirals (r cos φ, r sin φ) with N(0, noise²) added to both coordinates.
 
-    The radius r grows linearly from 0 to 1 for class 1 and from 0.2 to 1.2 for class 0. With a
-    `seed`, training and validation have 2·nodes points each, whose φ is uniformly distributed, with
-    N(0, noise²) added to both coordinates. Without one there is no noise: each spiral has 2·nodes +
-    1 points at equal distances of φ, which alternate between training and validation.
+    φ is uniformly distributed in [0, 4π]. The radius r grows linearly with φ, from 0 to 1 for class
+    1 and from 0.2 to 1.2 for class 0. Training and validation have `nodes` points of each class.
     """
-
-    def spirals(share: Tensor) -> Samples:
-        angle = 4 * math.pi * share
-        arms = [
-            r[:, None] * torch.stack([angle.cos(), angle.sin()], 1) for r in (share, share + 0.2)
-        ]
-        return Samples(torch.cat(arms), (torch.arange(2 * len(share)) < len(share)).long())
-
-    if seed is None:
-        y, label = spirals(torch.linspace(0, 1, 2 * nodes + 1, dtype=torch.float64))
-        train, val = (Samples(y[k::2].float(), label[k::2]) for k in (0, 1))
-        return Classification("swiss roll", 2, train, val)
     generator = torch.Generator().manual_seed(seed)
 
     def draw() -> Samples:
-        y, label = spirals(torch.rand(nodes, generator=generator))
-        return Samples(y + noise * torch.randn(y.shape, generator=generator), label)
+        share = torch.rand(nodes, generator=generator)
+        angle = 4 * math.pi * share
+        circle = torch.stack([angle.cos(), angle.sin()], 1)
+        y = torch.cat([share[:, None] * circle, (share + 0.2)[:, None] * circle])
+        y = y + noise * torch.randn(y.shape, generator=generator)
+        return Samples(y, (torch.arange(2 * nodes) < nodes).long())
 
     return Classification("swiss roll", 2, draw(), draw())
 

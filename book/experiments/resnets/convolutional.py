@@ -26,10 +26,8 @@ TANH = "without skips or normalisation, tanh, orthogonal start"
 LONGER, SHALLOW = "without skips, 4 × the steps", "without skips, 20 layers"
 PIXELS = 14  # along a side
 SIDE, PICTURES = 21, 256  # of a slice: nodes along a side, and images
-SPLIT = (
-    slice(0, 800),
-    slice(800, None),
-)  # training images, kept apart to choose the rate, and the rest
+# training images kept apart to choose settings, and the others
+SPLIT = slice(0, 800), slice(800, None)
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,15 @@ def adjoint_clock(store: Store) -> list[float]:
 
 def rows(e: Evidence) -> list[Row]:
     """All claims, findings and measurements of the chapter."""
-    return [*_planar_rows(e), *_limit_rows(e), *_deep_rows(e), *_image_rows(e), *_landscape_rows(e)]
+    return [
+        *_planar_rows(e),
+        *_narrow_rows(e),
+        *_limit_rows(e),
+        *_deep_rows(e),
+        *_gradient_rows(e),
+        *_image_rows(e),
+        *_landscape_rows(e),
+    ]
 
 
 def _planar_rows(e: Evidence) -> Iterator[Row]:
@@ -196,6 +204,9 @@ def _planar_rows(e: Evidence) -> Iterator[Row]:
         e.accuracies["printed-0.001"],
         "%",
     )
+
+
+def _narrow_rows(e: Evidence) -> Iterator[Row]:
     short = [p.accuracy for p in e.narrow]
     yield finding(
         "resnet.narrow.accuracy",
@@ -302,6 +313,8 @@ def _deep_rows(e: Evidence) -> Iterator[Row]:
             e.study(deep.USUAL, layers),
         )
 
+
+def _gradient_rows(e: Evidence) -> Iterator[Row]:
     def fading(kind: str) -> list[float]:
         return [ratios[-1] / ratios[0] for ratios in e.gradients[kind]]
 

@@ -8,15 +8,16 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from ctdl_lib import metrics
 from ctdl_lib.learning import Step, cosine, minibatches, train
 from ctdl_lib.networks import resnets
 from ctdl_lib.networks.architectures import architectures
-from ctdl_lib.problems.classification import Classification, peaks, swiss_roll
+from ctdl_lib.problems.classification import Classification
 from machinery.store import Store
+
+from ..resnets.planar import data_of
 
 SEEDS = (10, 11, 12, 13, 14)
 TRIED = (0, 1)  # the seeds on which settings are chosen
@@ -55,15 +56,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "swiss roll": {"inputs": 2, "outputs": 1, "width": 6, "layers": 32, "steps": 800},
     "peaks": {"inputs": 2, "outputs": 5, "width": 8, "layers": 16, "steps": 300, "batch": 1000},
 }
-
-
-def data_of(name: str, seed: int) -> Classification:
-    """The data set `name`, drawn by `seed`.
-
-    Raises:
-        KeyError: there is no such data set.
-    """
-    return {"swiss roll": swiss_roll, "peaks": peaks}[name](seed)
 
 
 def network(key: Settings, horizon: float, seed: int) -> resnets.ResNet:
@@ -113,13 +105,6 @@ def trained(
 def accuracy(net: resnets.ResNet, data: Classification) -> float:
     """The share of right labels in percent, on points that the training has not seen."""
     return metrics.accuracy(net(data.val.y), data.val.label)
-
-
-def linear_accuracy(name: str, seed: int) -> float:
-    """The control: the accuracy of a logistic regression."""
-    data = data_of(name, seed)
-    model = LogisticRegression().fit(data.train.y.numpy(), data.train.label.numpy())
-    return 100 * float(model.score(data.val.y.numpy(), data.val.label.numpy()))
 
 
 def study(

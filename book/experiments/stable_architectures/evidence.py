@@ -19,6 +19,7 @@ from machinery.claims import (
 )
 from machinery.store import Run, Store, device_of
 
+from ..resnets import planar
 from . import attacks, competition, growth, images, multilevel, reversal
 
 CHAPTER = "02_stable_architectures"
@@ -68,7 +69,7 @@ def gather(run: Run, device: str = "cpu", seed: int = 0) -> Evidence:
         kept={reverse: reversal.kept_bytes(reverse) for reverse in (False, True)},
         kept_images={reverse: images.kept_bytes(reverse) for reverse in (False, True)},
         plane=competition.studies(store, seeds),
-        linear=[competition.linear_accuracy("peaks", s) for s in seeds],
+        linear=[planar.linear_accuracy("peaks", s) for s in seeds],
         twice=competition.study(store, "peaks", "hamiltonian", seeds, layers=32),
         short={
             kind: competition.study(store, "peaks", kind, seeds, horizon=SHORT) for kind in PAIR
@@ -90,6 +91,7 @@ def rows(e: Evidence) -> list[Row]:
     """All claims, findings and measurements of the chapter."""
     return [
         *_growth_rows(e),
+        *_resonance_rows(),
         *_competition_rows(e),
         *_image_rows(e),
         *_reversal_rows(e),
@@ -118,6 +120,26 @@ def _growth_rows(e: Evidence) -> Iterator[Row]:
             control=Control("ordinary layers", e.worst["resnet"]),
             unit="times",
         )
+    yield Claim(
+        "stable.parabolic.worst",
+        "The parabolic layer lets no change grow, whatever its weights (worst weights found)",
+        f"{IMPROVEMENTS}; Ruthotto and Haber 2020, Celledoni et al. 2021",
+        ours=e.worst["parabolic"],
+        criterion=below(1.001),
+        control=Control("antisymmetric layers", e.worst["antisymmetric"]),
+        unit="times",
+    )
+    yield Claim(
+        "stable.energy.verlet",
+        "Symplectic integrators keep the energy of a Hamiltonian: relative error at T = 200",
+        SLIDE,
+        ours=e.energy["verlet"],
+        criterion=below(0.05),
+        control=Control("RK4 with as many evaluations", e.energy["rk4"]),
+    )
+
+
+def _resonance_rows() -> Iterator[Row]:
     fast, slow = (
         [growth.growths(growth.modulated(TURNS, period)).max().item()] for period in PERIODS
     )
@@ -140,23 +162,6 @@ def _growth_rows(e: Evidence) -> Iterator[Row]:
         criterion=above(1000),
         control=Control("biases that do not take turns", still),
         unit="times",
-    )
-    yield Claim(
-        "stable.parabolic.worst",
-        "The parabolic layer lets no change grow, whatever its weights (worst weights found)",
-        f"{IMPROVEMENTS}; Ruthotto and Haber 2020, Celledoni et al. 2021",
-        ours=e.worst["parabolic"],
-        criterion=below(1.001),
-        control=Control("antisymmetric layers", e.worst["antisymmetric"]),
-        unit="times",
-    )
-    yield Claim(
-        "stable.energy.verlet",
-        "Symplectic integrators keep the energy of a Hamiltonian: relative error at T = 200",
-        SLIDE,
-        ours=e.energy["verlet"],
-        criterion=below(0.05),
-        control=Control("RK4 with as many evaluations", e.energy["rk4"]),
     )
 
 

@@ -19,12 +19,11 @@ from ctdl_lib.problems.classification import Samples
 from machinery import instruments
 from machinery.store import Store
 
-from ..resnets.convolutional import PIXELS, accuracy, images
+from ..resnets.convolutional import PIXELS, SPLIT, accuracy, images
 
 SEEDS = (10, 11, 12, 13, 14)
 TRIED = 0  # the seed on which settings are chosen
 GRID = tuple(product((3e-3, 1e-2), (1.0, 4.0)))  # learning rates and final times of a stage
-SPLIT = slice(0, 800), slice(800, None)  # training images, kept apart to choose, and the rest
 NOISE = 0.5  # standard deviation, that of the pixels is 1
 RESNET, PARABOLIC, SECOND, HAMILTONIAN = "resnet", "parabolic", "second-order", "hamiltonian"
 KINDS = (RESNET, PARABOLIC, SECOND, HAMILTONIAN)

@@ -24,16 +24,6 @@ def local_lipschitz(f: Function, y: Float[Tensor, "batch d"]) -> Float[Tensor, "
     return torch.linalg.matrix_norm(torch.stack(rows, 1), ord=2)
 
 
-def fgsm(
-    f: Function, y: Float[Tensor, "batch d"], label: Int[Tensor, " batch"], eps: float
-) -> Float[Tensor, "batch d"]:
-    """The inputs y + ε sign(∇ℓ) of the fast gradient sign method, ℓ the cross-entropy of f(y).
-
-    Reference: goodfellow2015explaining.
-    """
-    return pgd(f, y, label, eps, steps=1, rate=eps)
-
-
 def pgd(
     f: Function,
     y: Float[Tensor, "batch d"],
@@ -52,7 +42,9 @@ def pgd(
     Raises:
         ValueError: ε is negative or `steps` is below 1.
 
-    Reference: madry2018towards.
+    One step with rate ε is the fast gradient sign method.
+
+    Reference: goodfellow2015explaining; madry2018towards.
     """
     if eps < 0 or steps < 1:
         raise ValueError(f"eps must be ≥ 0 and steps ≥ 1, got {eps=} and {steps=}")
