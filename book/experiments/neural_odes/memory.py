@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +10,10 @@ from torch import Tensor, nn
 
 from ctdl_lib.dynamics import integrate
 from ctdl_lib.networks import MLP
+from ctdl_lib.networks.architectures import architectures
+from ctdl_lib.networks.resnets import reversible
 from machinery import instruments
+from machinery.store import Store
 
 STEPS = (16, 32, 64, 128, 256)
 WAYS: dict[str, Callable[[int], dict[str, Any]]] = {
@@ -22,12 +26,15 @@ WAYS: dict[str, Callable[[int], dict[str, Any]]] = {
     },
     "adjoint": lambda n: {"backprop": "adjoint"},
 }
+REVERSIBLE = "reversible layers"
 
 
 def peaks(steps: Sequence[int] = STEPS) -> dict[str, list[int]]:
     """The bytes at the peak of a forward and a backward pass, by the way to the gradient.
 
     The state has 64 samples of eight features, the velocity 32 hidden units, the scheme is RK4.
+    Reversible layers are Hamiltonian ones with eight features and a matrix of their own in every
+    layer, so their peak contains the gradients of all matrices.
     """
     generator = torch.Generator().manual_seed(0)
     velocity = MLP(8, width=32, generator=generator).float()
@@ -40,7 +47,14 @@ def peaks(steps: Sequence[int] = STEPS) -> dict[str, list[int]]:
     def peak(n: int, way: str) -> int:
         return instruments.peak_bytes(lambda: gradient(n, way))
 
-    return {way: [peak(n, way) for n in steps] for way in WAYS}
+    def undone(n: int) -> None:
+        K = (0.1 * torch.ones(n, 4, 4)).requires_grad_()
+        b = torch.zeros(n, 4).requires_grad_()
+        y, z = reversible(architectures()["hamiltonian"], 1 / n, (x[:, :4], x[:, 4:]), (K, b))
+        (y.square().mean() + z.square().mean()).backward()
+
+    found = {way: [peak(n, way) for n in steps] for way in WAYS}
+    return found | {REVERSIBLE: [instruments.peak_bytes(lambda n=n: undone(n)) for n in steps]}
 
 
 class Counted(nn.Module):
@@ -66,3 +80,23 @@ def evaluations(steps: Sequence[int] = STEPS) -> dict[str, list[float]]:
         return velocity.calls / (4 * n)
 
     return {way: [count(n, way) for n in steps] for way in WAYS}
+
+
+@dataclass(frozen=True)
+class Study:
+    """Bytes at the peak and evaluations by the way to the gradient, one a number of steps."""
+
+    steps: Sequence[int]
+    peaks: dict[str, list[int]]
+    evaluations: dict[str, list[float]]
+
+
+def study(store: Store) -> Study:
+    """Both, measured once."""
+    steps = STEPS[:2] if store.run == "smoke" else STEPS
+
+    def compute() -> dict[str, Any]:
+        return {"peaks": peaks(steps), "evaluations": evaluations(steps)}
+
+    found = store.measure("memory", {"steps": list(STEPS)}, compute).numbers
+    return Study(steps, found["peaks"], found["evaluations"])

@@ -49,7 +49,7 @@ def binary_msa(
     logits: Callable[..., Tensor],
     free: list[Tensor],
     B: Float[Tensor, "layers width columns"],
-    batches: Callable[[int], tuple[Tensor, Tensor]],
+    batches: Callable[[int], tuple[Tensor, ...]],
     *,
     steps: int,
     lr: float,

@@ -1,0 +1,299 @@
+"""Gradients of one loss in three ways, and where one of them fails."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctdl_lib.dynamics import IntegrationError, integrate
+from ctdl_lib.dynamics.calculus import TaylorErrors, taylor_errors
+from machinery import instruments
+from machinery.store import Store
+
+from . import spiral
+from .problems import observe, spiral_velocity, van_der_pol
+
+How = dict[str, Any]
+TIMES = torch.linspace(0.05, spiral.OBSERVED, 30, dtype=torch.float64)
+EXACT: How = {"steps": 2000}
+WAYS: dict[str, How] = {
+    "through, 30 steps": {"steps": 30},
+    "recompute, 30 steps": {"steps": 30, "backprop": "recompute"},
+    "adjoint, tol 1e-7": {"tol": 1e-7, "backprop": "adjoint"},
+    "adjoint, tol 1e-2": {"tol": 1e-2, "backprop": "adjoint"},
+}
+TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
+
+
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    """All entries as one vector."""
+    return torch.cat([x.flatten() for x in tensors])
+
+
+def off(found: Tensor, exact: Tensor) -> float:
+    """The relative error ‖found − exact‖/‖exact‖."""
+    return ((found - exact).norm() / exact.norm()).item()
+
+
+@cache
+def spiral_target() -> Tensor:
+    """The true spirals at thirty regular times, in double precision."""
+    return observe(spiral_velocity, spiral.starts(torch.float64), TIMES).x
+
+
+def spiral_loss(velocity: nn.Module, how: How) -> Tensor:
+    """The mean squared error at thirty regular times, in double precision."""
+    x = spiral.starts(torch.float64)
+    path = integrate(velocity, x, 0.0, spiral.OBSERVED, save_at=TIMES, **how)
+    return (path - spiral_target()).square().mean()
+
+
+def spiral_gradient(velocity: nn.Module, how: How) -> Tensor:
+    """The gradient of that loss by the weights."""
+    loss = spiral_loss(velocity, how)
+    return flat(torch.autograd.grad(loss, tuple(velocity.parameters())))
+
+
+def misses(velocity: nn.Module, how: How) -> tuple[float, float]:
+    """The error of a gradient against that of the ODE, and against that of its own computed loss.
+
+    The second is zero, up to round-off, for a gradient of the discrete steps.
+    """
+    found = spiral_gradient(velocity, how)
+    own = {key: value for key, value in how.items() if key != "backprop"}
+    return off(found, spiral_gradient(velocity, EXACT)), off(found, spiral_gradient(velocity, own))
+
+
+def taylor(velocity: nn.Module, how: How, seed: int) -> TaylorErrors:
+    """The errors of the Taylor expansion of the computed loss in a random direction."""
+    gradient = spiral_gradient(velocity, how)
+    start = nn.utils.parameters_to_vector(velocity.parameters()).detach()
+    generator = torch.Generator().manual_seed(seed)
+    direction = torch.randn(start.shape, generator=generator, dtype=start.dtype)
+
+    def value(theta: Tensor) -> Tensor:
+        nn.utils.vector_to_parameters(theta, velocity.parameters())
+        with torch.no_grad():
+            return spiral_loss(velocity, how)
+
+    found = taylor_errors(value, lambda theta, d: gradient @ d, start, direction, 20)
+    nn.utils.vector_to_parameters(start, velocity.parameters())
+    return found
+
+
+def tolerance_study(store: Store, velocity: nn.Module, seed: int) -> dict[str, list[float]]:
+    """The errors of gradients by tolerance, measured once.
+
+    "adjoint" and "through" are against the gradient of the ODE, and "own" is that of the adjoint
+    against the gradient of its own computed loss.
+    """
+    tols = TOLERANCES[:2] if store.run == "smoke" else TOLERANCES
+
+    def compute() -> dict[str, list[float]]:
+        adjoint = [misses(velocity, {"tol": tol, "backprop": "adjoint"}) for tol in tols]
+        through = [misses(velocity, {"tol": tol})[0] for tol in tols]
+        ode, own = (list(column) for column in zip(*adjoint, strict=True))
+        return {"adjoint": ode, "own": own, "through": through}
+
+    settings = asdict(spiral.Settings()) | {"seed": seed, "tols": list(TOLERANCES)}
+    return store.measure("tolerances", settings, compute).numbers
+
+
+def all_misses(
+    store: Store, nets: Sequence[nn.Module], seeds: Sequence[int]
+) -> dict[str, list[tuple[float, float]]]:
+    """Both errors of all ways, one pair a seed, measured once."""
+
+    def compute() -> dict[str, list[list[float]]]:
+        return {name: [list(misses(net, how)) for net in nets] for name, how in WAYS.items()}
+
+    settings = asdict(spiral.Settings()) | {"seeds": list(seeds), "ways": list(WAYS)}
+    found = store.measure("misses", settings, compute).numbers
+    return {name: [(ode, own) for ode, own in pairs] for name, pairs in found.items()}
+
+
+# --- going back in time -------------------------------------------------------------------------
+
+RATES = (0, 2, 4, 6, 8, 10)
+CONTRACTING: dict[str, How] = {
+    "through, tol 1e-4": {"tol": 1e-4},
+    "adjoint, tol 1e-4": {"tol": 1e-4, "backprop": "adjoint"},
+    "√N snapshots, 50 steps": {"steps": 50, "backprop": "recompute", "snapshots": 7},
+}
+
+
+class Contracting(nn.Module):
+    """The velocity tanh(Wx) − cDx for x ∈ ℝ⁸, where D selects four of the eight components.
+
+    `x` has sixteen random starts.
+    """
+
+    def __init__(self, c: float, seed: int):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        draw = partial(torch.randn, generator=generator)
+        self.W = nn.Parameter(draw(8, 8).double() / 8**0.5)
+        self.c = c * (torch.arange(8) < 4).double()
+        self.x = draw(16, 8).double()
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """The velocity at x."""
+        return torch.tanh(x @ self.W.T) - self.c * x
+
+
+def contracting_error(c: float, seed: int, how: How) -> float:
+    """The error of the gradient of E‖x(3)‖² by W against that of 400 steps."""
+    f = Contracting(c, seed)
+
+    def gradient(how: How) -> Tensor:
+        value = integrate(f, f.x, 0.0, 3.0, **how).square().mean()
+        return torch.autograd.grad(value, f.W)[0]
+
+    return off(gradient(how), gradient({"steps": 400}))
+
+
+def round_trip(velocity: Callable, x: Tensor, T: float, tol: float) -> float:
+    """The relative error of x(0) after the way to T and back, and infinity where none is found."""
+    with torch.no_grad():
+        try:
+            there = integrate(velocity, x, 0.0, T, tol=tol)
+            return off(integrate(velocity, there, T, 0.0, tol=tol), x)
+        except IntegrationError:
+            return math.inf
+
+
+def round_trips(tols: Sequence[float]) -> dict[str, list[float]]:
+    """The errors of round trips for six velocities, one a tolerance."""
+    one = torch.tensor([[1.0]], dtype=torch.float64)
+    two = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
+    problems: dict[str, tuple[Callable, Tensor, float]] = {
+        **{f"$-{c}x$": (lambda t, x, c=c: -c * x, one, 1.0) for c in (5, 10, 20, 50)},
+        r"$-\max(10x, 0)$": (lambda t, x: -torch.relu(10 * x), one, 1.0),
+        r"Van der Pol, $\mu = 5$": (van_der_pol(5.0), two, 20.0),
+    }
+    return {name: [round_trip(*problem, tol) for tol in tols] for name, problem in problems.items()}
+
+
+def contraction(store: Store, seeds: Sequence[int]) -> dict[str, dict[int, list[float]]]:
+    """The errors of gradients by way and rate of contraction, one a seed, measured once."""
+    rates = RATES[::5] if store.run == "smoke" else RATES
+
+    def compute() -> dict[str, dict[str, list[float]]]:
+        return {
+            name: {str(c): [contracting_error(c, s, how) for s in seeds] for c in rates}
+            for name, how in CONTRACTING.items()
+        }
+
+    settings = {"rates": list(RATES), "ways": list(CONTRACTING), "seeds": list(seeds)}
+    found = store.measure("contraction", settings, compute).numbers
+    return {
+        name: {int(c): errors for c, errors in by_rate.items()} for name, by_rate in found.items()
+    }
+
+
+# --- time ---------------------------------------------------------------------------------------
+
+FIXED, TOLS = (5, 10, 15, 30, 60, 120), (1e-3, 1e-5, 1e-7)
+ON_GRID = (30, 60, 120)  # steps whose grid contains the observed times
+ADJOINT, ODEINT, THEIR_RK4 = "odeint_adjoint", "torchdiffeq odeint", "torchdiffeq rk4"
+
+
+def contenders(f: nn.Module, x0: Tensor, target: Tensor) -> dict[str, tuple[tuple, Callable]]:
+    """The solvers that race: their settings, and the path at the observed times for one of them."""
+    import torchode
+    from torchdiffeq import odeint, odeint_adjoint
+
+    grid = torch.cat([torch.zeros(1, dtype=torch.float64), TIMES])
+
+    def parallel(tol: float) -> Tensor:
+        term: Any = torchode.ODETerm(f)  # pyright: ignore[reportArgumentType]
+        control: Any = torchode.IntegralController(atol=tol, rtol=tol, term=term)
+        method: Any = torchode.Dopri5(term=term)
+        solver = torchode.AutoDiffAdjoint(method, control)
+        problem = torchode.InitialValueProblem(
+            y0=x0,  # pyright: ignore[reportArgumentType]
+            t_eval=grid.expand(len(x0), -1),  # pyright: ignore[reportArgumentType]
+        )
+        return solver.solve(problem).ys[:, 1:].transpose(0, 1)
+
+    def path(**how: Any) -> Tensor:
+        return integrate(f, x0, 0.0, spiral.OBSERVED, save_at=TIMES, **how)
+
+    def theirs(solve: Callable, tol: float) -> Tensor:
+        return solve(f, x0, grid, rtol=tol, atol=tol)[1:]
+
+    def their_rk4(n: int) -> Tensor:
+        fine = torch.linspace(0, spiral.OBSERVED, n + 1, dtype=torch.float64)
+        path: Any = odeint(f, x0, fine, method="rk4")
+        return path[n // len(TIMES) :: n // len(TIMES)]
+
+    return {
+        "ours, RK4": (FIXED, lambda n: path(steps=n)),
+        "ours, RK4 recompute": (FIXED, lambda n: path(steps=n, backprop="recompute")),
+        THEIR_RK4: (ON_GRID, their_rk4),
+        "ours, dopri5": (TOLS, lambda tol: path(tol=tol)),
+        ODEINT: (TOLS, partial(theirs, odeint)),
+        "torchode": (TOLS, parallel),
+        ADJOINT: (TOLS, partial(theirs, odeint_adjoint)),
+    }
+
+
+def race(f: nn.Module, x0: Tensor, smoke: bool) -> dict[str, Any]:
+    """The seconds of a gradient (five repetitions, least of four interleaved rounds) and errors."""
+    target, theta = observe(spiral_velocity, x0, TIMES).x, tuple(f.parameters())
+    found: dict[str, Tensor] = {}
+    runs: dict[str, Callable[[], None]] = {}
+
+    def gradient(path: Tensor) -> Tensor:
+        return flat(torch.autograd.grad((path - target).square().mean(), theta))
+
+    for name, (settings, solve) in contenders(f, x0, target).items():
+        for setting in settings:
+
+            def step(solve=solve, setting=setting, key=f"{name}|{setting}") -> None:
+                found[key] = gradient(solve(setting))
+
+            runs[f"{name}|{setting}"] = step
+    repeat, rounds = range(2 if smoke else 5), 1 if smoke else 4
+    seconds = [instruments.interleaved_times(runs, rounds=rounds) for _ in repeat]
+    exact = gradient(integrate(f, x0, 0.0, spiral.OBSERVED, save_at=TIMES, **EXACT))
+    return {"seconds": seconds, "error": {key: off(value, exact) for key, value in found.items()}}
+
+
+def races(store: Store, velocity: nn.Module, seed: int) -> dict[str, dict[str, Any]]:
+    """The race for a network that is not trained and one solution, and for the trained one."""
+    problems = {
+        "at first": (spiral.Cubed(seed).double(), torch.tensor([[2.0, 0.0]]).double()),
+        "trained": (velocity, spiral.starts(torch.float64)),
+    }
+    found = {}
+    for when, (f, x0) in problems.items():
+        settings = asdict(spiral.Settings()) | {"seed": seed, "when": when, "outputs": len(TIMES)}
+        settings |= {"fixed": list(FIXED), "tols": list(TOLS), "torchode": "1.0.1"}
+        settings |= {"loss": "squares", "their steps": list(ON_GRID)}
+        name = "work-" + when.replace(" ", "-")
+
+        def compute(f: nn.Module = f, x0: Tensor = x0) -> dict[str, Any]:
+            return race(f, x0, store.run == "smoke")
+
+        found[when] = store.measure(name, settings, compute).numbers
+    return found
+
+
+def equally_exact(work: dict[str, Any], slow: str) -> list[float]:
+    """The times of `slow` over those of our fastest fixed steps with a gradient no worse.
+
+    If none is as exact, the finest fixed steps count. One ratio a repetition.
+    """
+    fixed = [key for key in work["error"] if key.startswith("ours, RK4|")]
+    enough = [key for key in fixed if work["error"][key] <= work["error"][slow]]
+
+    def least(key: str) -> float:
+        return min(seconds[key] for seconds in work["seconds"])
+
+    fast = min(enough or fixed[-1:], key=least)
+    return [seconds[slow] / seconds[fast] for seconds in work["seconds"]]
