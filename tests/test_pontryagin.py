@@ -26,7 +26,6 @@ from experiments.optimal_control.solvers import (
     binary_msa,
     binary_step,
     gradient_descent,
-    polish,
     solve,
     solve_with_steps,
 )
@@ -194,14 +193,6 @@ def test_learned_steps_keep_the_horizon_lower_the_objective_and_flatten_the_hami
     H, used = residual(resized, better).value, resized.steps(better) > 1e-2
     assert H[used].max() - H[used].min() < 1e-3 * H[used].abs().max()
     assert torch.all(H[used].min() - 1e-3 <= H)  # a step may only vanish where it would cost
-
-
-def test_a_polished_control_is_no_worse():
-    posed = problem(tanh_layer)
-    theta = solve(posed, torch.randn(4, 3, 4), iterations=300)
-    starts = lambda theta: (torch.randn(4, 3, 4), 2 * torch.randn(4, 3, 4))  # noqa: E731
-    better = polish(posed, theta, starts, rounds=3, iterations=300)
-    assert objective(posed, better) <= objective(posed, theta)
 
 
 def test_binary_training_keeps_signs_and_a_share_of_zero_keeps_all_of_them(generator):

@@ -23,8 +23,8 @@ from .problems import annuli
 
 SEEDS = (10, 11, 12, 13, 14)
 EPOCH = 31  # batches
-PLAIN, WIDER = "p = 0", "p = 0, wider"
-KINDS = {PLAIN: (0, 32), WIDER: (0, 37), "p = 1": (1, 32), "p = 5": (5, 32)}
+PLAIN, WIDER, ONE, FIVE = "no zeros", "no zeros, wider", "one zero", "five zeros"
+KINDS = {PLAIN: (0, 32), WIDER: (0, 37), ONE: (1, 32), FIVE: (5, 32)}
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def fit(store: Store, kind: str, seed: int) -> NeuralODE:
     def training(steps: int, file: Path | None) -> Iterator[Step]:
         return train(net, loss, batches, steps=steps, lr=key.lr, checkpoint=file)
 
-    name = f"annuli-net-{kind.replace(' = ', '')}-{seed}"
+    name = f"annuli-net-{key.p}-{seed}"
     settings = asdict(key) | {"seed": seed, "steps": EPOCH * key.epochs}
     store.fit(name, net, settings, training)
     return net.requires_grad_(False)
@@ -115,7 +115,7 @@ def histories(store: Store, kind: str, seeds: Sequence[int]) -> list[History]:
     epochs = key.every if store.run == "smoke" else key.epochs
     found = []
     for s in seeds:
-        name = f"annuli-{kind.replace(' = ', '').replace(', ', '-')}-{s}"
+        name = f"annuli-{key.p}-{key.width}-{s}"
         compute = partial(lambda s: asdict(history(key, s, epochs)), s)
         found.append(store.measure(name, asdict(key) | {"seed": s}, compute))
     return [History(**record.numbers) for record in found]

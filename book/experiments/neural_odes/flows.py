@@ -1,7 +1,7 @@
 """Invertible residual networks as densities of two moons."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from sklearn.datasets import make_moons
+from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from ctdl_lib.learning import cosine, minibatches, train
@@ -19,6 +20,7 @@ from . import invertible
 
 SEEDS = (10, 11, 12, 13, 14)
 RATE = 0.9  # the bound c of the contractions that are inverted
+STOP = 0.1  # so that 1 − stop exceeds c², and the variance of the sums is finite
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,12 @@ def gaussian(seed: int) -> float:
     return -normal.log_prob(moons(seed + 1000)).mean().item()
 
 
+def mixture(seed: int, components: int = 16) -> float:
+    """The same for a mixture of Gaussians, fitted to the same points."""
+    model = GaussianMixture(components, random_state=seed).fit(moons(seed).numpy())
+    return -float(model.score(moons(seed + 1000).numpy()))
+
+
 def true_density(x: Tensor, nodes: int = 2000) -> Tensor:
     """The density of the moons: noise around two half circles, by the midpoint rule."""
     angle = math.pi * (torch.arange(nodes, dtype=torch.float64) + 0.5) / nodes
@@ -100,14 +108,25 @@ def floor(seed: int) -> float:
 
 
 def inverse_error(seed: int, iterations: int, factor: float = 1.0) -> float:
-    """The relative error of the inverse of x + factor g(x) for a random g with Lip(g) = 0.9.
+    """The relative error of the inverse of x + factor g(x), where g = 0.9 Q with an orthogonal Q.
 
-    g is 0.9 Q with an orthogonal Q, for which the bound is attained.
+    For this g the bound 0.9 is attained.
     """
     generator = torch.Generator().manual_seed(seed)
     Q = torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64)).Q
     x = torch.randn(20, 4, generator=generator, dtype=torch.float64)
-    g = lambda x: factor * RATE * x @ Q.T  # noqa: E731
+    return _undone(lambda x: factor * RATE * x @ Q.T, x, iterations)
+
+
+def network_error(seed: int, iterations: int, factor: float = 1.0) -> float:
+    """The same for a random network g that is bounded by 0.9, times `factor`."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(20, 4, generator=generator, dtype=torch.float64)
+    g = invertible.Contraction(4, width=64, c=RATE, generator=generator).double()
+    return _undone(lambda x: factor * g(x).detach(), x, iterations)
+
+
+def _undone(g: Callable[[Tensor], Tensor], x: Tensor, iterations: int) -> float:
     y, back = x + g(x), x + g(x)
     for _ in range(iterations):
         back = y - g(back)
@@ -148,7 +167,7 @@ def roulette_log_det(seed: int, draws: int = 4000) -> float:
     g, x = _turn()
     signs = lambda: 2.0 * torch.randint(2, (1, 2), generator=generator).double() - 1  # noqa: E731
     estimates = [
-        invertible.log_det_roulette(g, x, signs(), generator, stop=0.4) for _ in range(draws)
+        invertible.log_det_roulette(g, x, signs(), generator, stop=STOP) for _ in range(draws)
     ]
     return torch.cat(estimates).mean().item()
 
@@ -160,5 +179,5 @@ def roulettes(store: Store, seeds: Sequence[int]) -> list[float]:
     def compute() -> dict[str, list[float]]:
         return {"means": [roulette_log_det(s, draws) for s in seeds]}
 
-    settings = {"seeds": list(seeds), "draws": 4000, "stop": 0.4}
+    settings = {"seeds": list(seeds), "draws": 4000, "stop": STOP}
     return store.measure("roulette", settings, compute).numbers["means"]

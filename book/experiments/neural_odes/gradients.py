@@ -6,6 +6,7 @@ from dataclasses import asdict
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ EXACT: How = {"steps": 2000}
 WAYS: dict[str, How] = {
     "through, 30 steps": {"steps": 30},
     "recompute, 30 steps": {"steps": 30, "backprop": "recompute"},
+    "through, tol 1e-2": {"tol": 1e-2},
     "adjoint, tol 1e-7": {"tol": 1e-7, "backprop": "adjoint"},
     "adjoint, tol 1e-2": {"tol": 1e-2, "backprop": "adjoint"},
 }
@@ -58,14 +60,33 @@ def spiral_gradient(velocity: nn.Module, how: How) -> Tensor:
     return flat(torch.autograd.grad(loss, tuple(velocity.parameters())))
 
 
+def own_gradient(velocity: nn.Module, how: How, h: float = 1e-5) -> Tensor:
+    """The gradient of the computed loss by its weights, by central differences.
+
+    With adaptive steps it contains how the step sizes depend on the weights, which no other
+    gradient here does.
+    """
+    start = nn.utils.parameters_to_vector(velocity.parameters()).detach()
+    quotients = []
+    with torch.no_grad():
+        for unit in h * torch.eye(len(start), dtype=start.dtype):
+            ends = []
+            for theta in (start + unit, start - unit):
+                nn.utils.vector_to_parameters(theta, velocity.parameters())
+                ends.append(spiral_loss(velocity, how))
+            quotients.append((ends[0] - ends[1]) / (2 * h))
+    nn.utils.vector_to_parameters(start, velocity.parameters())
+    return torch.stack(quotients)
+
+
 def misses(velocity: nn.Module, how: How) -> tuple[float, float]:
     """The error of a gradient against that of the ODE, and against that of its own computed loss.
 
-    The second is zero, up to round-off, for a gradient of the discrete steps.
+    The second is zero, up to round-off, for a gradient of fixed steps.
     """
     found = spiral_gradient(velocity, how)
     own = {key: value for key, value in how.items() if key != "backprop"}
-    return off(found, spiral_gradient(velocity, EXACT)), off(found, spiral_gradient(velocity, own))
+    return off(found, spiral_gradient(velocity, EXACT)), off(found, own_gradient(velocity, own))
 
 
 def taylor(velocity: nn.Module, how: How, seed: int) -> TaylorErrors:
@@ -88,19 +109,23 @@ def taylor(velocity: nn.Module, how: How, seed: int) -> TaylorErrors:
 def tolerance_study(store: Store, velocity: nn.Module, seed: int) -> dict[str, list[float]]:
     """The errors of gradients by tolerance, measured once.
 
-    "adjoint" and "through" are against the gradient of the ODE, and "own" is that of the adjoint
-    against the gradient of its own computed loss.
+    "adjoint" and "through" are against the gradient of the ODE, "own adjoint" and "own through"
+    against that of the computed loss.
     """
-    tols = TOLERANCES[:2] if store.run == "smoke" else TOLERANCES
+    tols = TOLERANCES[:1] if store.run == "smoke" else TOLERANCES
 
     def compute() -> dict[str, list[float]]:
-        adjoint = [misses(velocity, {"tol": tol, "backprop": "adjoint"}) for tol in tols]
-        through = [misses(velocity, {"tol": tol})[0] for tol in tols]
-        ode, own = (list(column) for column in zip(*adjoint, strict=True))
-        return {"adjoint": ode, "own": own, "through": through}
+        exact, found = spiral_gradient(velocity, EXACT), {}
+        for tol in tols:
+            own = own_gradient(velocity, {"tol": tol})
+            for name, how in (("adjoint", {"backprop": "adjoint"}), ("through", {})):
+                gradient = spiral_gradient(velocity, {"tol": tol} | how)
+                found.setdefault(name, []).append(off(gradient, exact))
+                found.setdefault(f"own {name}", []).append(off(gradient, own))
+        return found
 
     settings = asdict(spiral.Settings()) | {"seed": seed, "tols": list(TOLERANCES)}
-    return store.measure("tolerances", settings, compute).numbers
+    return store.measure("tolerances", settings | {"own": "differences"}, compute).numbers
 
 
 def all_misses(
@@ -108,10 +133,17 @@ def all_misses(
 ) -> dict[str, list[tuple[float, float]]]:
     """Both errors of all ways, one pair a seed, measured once."""
 
-    def compute() -> dict[str, list[list[float]]]:
-        return {name: [list(misses(net, how)) for net in nets] for name, how in WAYS.items()}
+    ways = dict(list(WAYS.items())[:2]) if store.run == "smoke" else WAYS
 
-    settings = asdict(spiral.Settings()) | {"seeds": list(seeds), "ways": list(WAYS)}
+    def compute() -> dict[str, list[list[float]]]:
+        found = {name: [list(misses(net, how)) for net in nets] for name, how in ways.items()}
+        return {name: found.get(name, found[next(iter(found))]) for name in WAYS}
+
+    settings = asdict(spiral.Settings()) | {
+        "seeds": list(seeds),
+        "ways": list(WAYS),
+        "own": "differences",
+    }
     found = store.measure("misses", settings, compute).numbers
     return {name: [(ode, own) for ode, own in pairs] for name, pairs in found.items()}
 
@@ -171,9 +203,9 @@ def round_trips(tols: Sequence[float]) -> dict[str, list[float]]:
     one = torch.tensor([[1.0]], dtype=torch.float64)
     two = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
     problems: dict[str, tuple[Callable, Tensor, float]] = {
-        **{f"$-{c}x$": (lambda t, x, c=c: -c * x, one, 1.0) for c in (5, 10, 20, 50)},
-        r"$-\max(10x, 0)$": (lambda t, x: -torch.relu(10 * x), one, 1.0),
-        r"Van der Pol, $\mu = 5$": (van_der_pol(5.0), two, 20.0),
+        **{f"−{c}x": (lambda t, x, c=c: -c * x, one, 1.0) for c in (5, 10, 20, 50)},
+        "−max(10x, 0)": (lambda t, x: -torch.relu(10 * x), one, 1.0),
+        "Van der Pol, μ = 5": (van_der_pol(5.0), two, 20.0),
     }
     return {name: [round_trip(*problem, tol) for tol in tols] for name, problem in problems.items()}
 
@@ -200,6 +232,7 @@ def contraction(store: Store, seeds: Sequence[int]) -> dict[str, dict[int, list[
 FIXED, TOLS = (5, 10, 15, 30, 60, 120), (1e-3, 1e-5, 1e-7)
 ON_GRID = (30, 60, 120)  # steps whose grid contains the observed times
 ADJOINT, ODEINT, THEIR_RK4 = "odeint_adjoint", "torchdiffeq odeint", "torchdiffeq rk4"
+OURS = "ours, RK4|"
 
 
 def contenders(f: nn.Module, x0: Tensor, target: Tensor) -> dict[str, tuple[tuple, Callable]]:
@@ -223,8 +256,15 @@ def contenders(f: nn.Module, x0: Tensor, target: Tensor) -> dict[str, tuple[tupl
     def path(**how: Any) -> Tensor:
         return integrate(f, x0, 0.0, spiral.OBSERVED, save_at=TIMES, **how)
 
+    def theirs_at(solve: Callable, tol: float, times: Tensor) -> Tensor:
+        return solve(f, x0, times, rtol=tol, atol=tol)[1:]
+
     def theirs(solve: Callable, tol: float) -> Tensor:
-        return solve(f, x0, grid, rtol=tol, atol=tol)[1:]
+        return theirs_at(solve, tol, grid)
+
+    def last(solve: Callable, tol: float) -> Tensor:
+        """The path as if it were observed at its end alone; its time counts, not its error."""
+        return theirs_at(solve, tol, grid[[0, -1]]).expand(len(TIMES), -1, -1)
 
     def their_rk4(n: int) -> Tensor:
         fine = torch.linspace(0, spiral.OBSERVED, n + 1, dtype=torch.float64)
@@ -239,6 +279,7 @@ def contenders(f: nn.Module, x0: Tensor, target: Tensor) -> dict[str, tuple[tupl
         ODEINT: (TOLS, partial(theirs, odeint)),
         "torchode": (TOLS, parallel),
         ADJOINT: (TOLS, partial(theirs, odeint_adjoint)),
+        ADJOINT + ", one output": (TOLS, partial(last, odeint_adjoint)),
     }
 
 
@@ -285,15 +326,16 @@ def races(store: Store, velocity: nn.Module, seed: int) -> dict[str, dict[str, A
 
 
 def equally_exact(work: dict[str, Any], slow: str) -> list[float]:
-    """The times of `slow` over those of our fastest fixed steps with a gradient no worse.
+    """The times of `slow` over those of our fixed steps with an equal error of the gradient.
 
-    If none is as exact, the finest fixed steps count. One ratio a repetition.
+    The logarithm of the time is interpolated in that of the error, and is that of the first or last
+    number of steps outside of their errors. One ratio a repetition.
     """
-    fixed = [key for key in work["error"] if key.startswith("ours, RK4|")]
-    enough = [key for key in fixed if work["error"][key] <= work["error"][slow]]
+    fixed = sorted((work["error"][key], key) for key in work["error"] if key.startswith(OURS))
+    errors = np.log([max(error, 1e-300) for error, _ in fixed])
+    at = np.log(max(work["error"][slow], 1e-300))
 
-    def least(key: str) -> float:
-        return min(seconds[key] for seconds in work["seconds"])
+    def ours(seconds: dict[str, float]) -> float:
+        return float(np.exp(np.interp(at, errors, np.log([seconds[key] for _, key in fixed]))))
 
-    fast = min(enough or fixed[-1:], key=least)
-    return [seconds[slow] / seconds[fast] for seconds in work["seconds"]]
+    return [seconds[slow] / ours(seconds) for seconds in work["seconds"]]

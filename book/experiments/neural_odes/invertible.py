@@ -147,7 +147,8 @@ def log_det_roulette(
 
     The first `always` terms are always summed. Before each further term the sum stops with
     probability `stop`. A term k > `always` is thus reached with probability
-    pₖ = (1 − stop)^(k − always). It is divided by pₖ, so that the truncation causes no bias.
+    pₖ = (1 − stop)^(k − always). It is divided by pₖ, so that the truncation causes no bias. The
+    variance is finite if 1 − stop exceeds c² for a Lipschitz constant c of g.
 
     Raises:
         ValueError: `stop` is not in (0, 1), or `always` is negative.

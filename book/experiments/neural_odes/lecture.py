@@ -37,7 +37,9 @@ SENTENCES = (
     "anode.accuracy",
     "anode.loss.p5",
     "node.implicit.stiff",
-    "node.waves.implicit",
+    "node.implicit.stiff.work",
+    "node.waves.explicit",
+    "node.waves.differences",
 )
 SHOWN = (5, 2)  # two of the six solutions
 LOOSE = 1e-2  # the tolerance in the picture of adaptive steps
@@ -71,11 +73,12 @@ class Results:
     def wave_table(self) -> str:
         """How long predictions of waves stay near the truth, as a Markdown table."""
         names = {
-            turbulence.IMPLICIT: "implicit steps, solved",
-            turbulence.REGRESSION: "regression of the trapezoidal rule",
+            turbulence.IMPLICIT: "trapezoidal rule, solved in the end",
+            turbulence.REGRESSION: "trapezoidal rule, regression alone",
+            turbulence.DIFFERENCES: "central differences",
             turbulence.EXPLICIT: "one step of RK4",
         }
-        lines = ["| way | valid time |", "|---|---:|"]
+        lines = ["| found by | valid time |", "|---|---:|"]
         for kind, times in self.times.items():
             mean, spread = sum(times) / len(times), claims.spread_of(times)
             lines.append(f"| {names[kind]} | {mean:.1f} ± {spread:.1f} |")
@@ -99,7 +102,7 @@ def results(run: Run, device: str = "cpu", seed: int = 0) -> Results:
         tolerances=gradients.tolerance_study(store, neural, first),
         contraction=gradients.contraction(store, seeds),
         memory=memory.study(store),
-        nets={k: augmentation.fit(store, k, first) for k in (augmentation.PLAIN, "p = 1")},
+        nets={k: augmentation.fit(store, k, first) for k in (augmentation.PLAIN, augmentation.ONE)},
         annuli={k: augmentation.histories(store, k, seeds) for k in augmentation.KINDS},
         flow=flows.fit(store, first),
         stiff={
@@ -174,14 +177,12 @@ def draw_adaptive(top: Axes, bottom: Axes) -> None:
 
 def draw_tolerances(left: Axes, right: Axes, found: Results) -> None:
     """Draw errors of gradients against the tolerance, and Taylor tests."""
-    labels = {
-        "adjoint": "adjoint, against the ODE's",
-        "own": "adjoint, against its own loss's",
-        "through": "through, against the ODE's",
-    }
-    for k, (name, errors) in enumerate(found.tolerances.items()):
-        tols = gradients.TOLERANCES[: len(errors)]
-        left.loglog(tols, errors, plotting.MARKERS[k] + "-", label=labels[name])
+    colors = {"adjoint": plotting.COLORS[0], "through": plotting.COLORS[1]}
+    for name, errors in found.tolerances.items():
+        way, is_own = name.split()[-1], name.startswith("own")
+        label = f"{way}, against {'its own loss' if is_own else 'the ODE'}"
+        style = {"color": colors[way], "ls": "--" if is_own else "-", "marker": "^s"[is_own]}
+        left.loglog(gradients.TOLERANCES[: len(errors)], errors, label=label, **style)
     left.set(xlabel="tolerance", ylabel="relative error of the gradient")
     left.legend(fontsize=7)
     for k, (name, how) in enumerate(gradients.WAYS.items()):
@@ -235,7 +236,7 @@ def draw_duels(left: Axes, right: Axes, found: Results) -> None:
 def draw_race(ax: Axes, found: Results) -> None:
     """Draw the error of the gradient against the time that it takes."""
     work = found.races["trained"]
-    names = dict.fromkeys(key.split("|")[0] for key in work["error"])
+    names = dict.fromkeys(key.split("|")[0] for key in work["error"] if "one" not in key)
     for k, name in enumerate(names):
         keys = [key for key in work["error"] if key.split("|")[0] == name]
         points = [(1e3 * min(r[key] for r in work["seconds"]), work["error"][key]) for key in keys]
@@ -255,8 +256,8 @@ def draw_film(found: Results) -> Figure:
         shown = (0, 1) if net.augment == 0 else (0, 2)
         for ax, t, x in zip(row, times.tolist(), path, strict=True):
             plotting.scatter(ax, x[:, shown], data.label)
-            ax.set(xticks=[], yticks=[], title=f"t = {t:.2g}" if row is axes[0] else "")
-        row[0].set_ylabel(kind + (", $x_1$, $x_2$" if net.augment == 0 else ", $x_1$, $x_3$"))
+            ax.set(xticks=[], yticks=[], title=f"t = {t:.2g}" if net.augment == 0 else "")
+        row[0].set_ylabel(f"{kind}\n" + ("$x_1$, $x_2$" if net.augment == 0 else "$x_1$, $x_3$"))
     return figure
 
 
@@ -287,7 +288,7 @@ def draw_flow(left: Axes, middle: Axes, right: Axes, found: Results) -> None:
         ax.set(title=title, xticks=[], yticks=[], aspect="equal")
         ax.grid(False)
     counts = range(1, 41, 3)
-    for factor, label in ((0.5, "c = 0.45"), (1.0, "c = 0.9"), (1.2, "1.08, no contraction")):
+    for factor, label in ((0.5, "L = 0.45"), (1.0, "L = 0.9"), (1.2, "L = 1.08")):
         errors = [flows.inverse_error(found.seed, n, factor) for n in counts]
         right.semilogy(list(counts), errors, label=label)
     right.set(xlabel="iterations", ylabel="error of the inverse")
@@ -322,7 +323,7 @@ def draw_waves(found: Results) -> Figure:
     u = turbulence.solutions(found.seed + 5000, 8, horizon)
     panels = {"truth": u[:, 0]}
     for kind, title in ((turbulence.IMPLICIT, "implicit"), (turbulence.EXPLICIT, "explicit")):
-        panels[title] = turbulence.predict(kind, found.waves[kind], u[0], len(u) - 1)[:, 0]
+        panels[title] = turbulence.predict(found.waves[kind], u[0], len(u) - 1)[:, 0]
     for ax, (title, panel) in zip(axes, panels.items(), strict=False):
         extent = (0, turbulence.LENGTH, 0, (len(panel) - 1) * turbulence.INTERVAL)
         how = {"origin": "lower", "aspect": "auto", "cmap": "RdBu_r", "vmin": -3, "vmax": 3}

@@ -1,9 +1,9 @@
 """A spiral from noisy observations at irregular times, and what a simple rival makes of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -46,20 +46,39 @@ class Cubed(nn.Module):
         return self.net(t, x**3)
 
 
-class Linear(nn.Module):
-    """The rival: the velocity Ax."""
+class Plain(nn.Module):
+    """The velocity v(x) with the same network, which has to find the cubes itself."""
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int, width: int = Settings.width):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.A = nn.Parameter(0.1 * torch.randn(2, 2, generator=generator))
+        self.net = MLP(2, width=width, hidden=1, time=False, generator=generator)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         """The velocity at x."""
-        return x @ self.A.T
+        return self.net(t, x)
 
 
-KINDS: dict[str, type[nn.Module]] = {"spiral": Cubed, "linear": Linear}
+class Linear(nn.Module):
+    """The velocity A x, or A x³ with `power` three, which is the form of the true one."""
+
+    def __init__(self, seed: int, power: int = 1):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.A = nn.Parameter(0.1 * torch.randn(2, 2, generator=generator))
+        self.power = power
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """The velocity at x."""
+        return x**self.power @ self.A.T
+
+
+KINDS: dict[str, Callable[[int], nn.Module]] = {
+    "spiral": Cubed,
+    "plain": Plain,
+    "linear": Linear,
+    "cubes": partial(Linear, power=3),
+}
 
 
 def starts(dtype: torch.dtype = torch.float32) -> Tensor:

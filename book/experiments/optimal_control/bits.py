@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from . import solvers, varpro
 from .pontryagin import linear_layer
 
 KINDS = ("MSA", "random", "straight-through", "rounded", "float")
+RESTING = 0.6  # of the steps; then signs rest
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,13 @@ class Settings:
     size: int = 250
 
 
-def learn(data: Classification, seed: int, kind: str, key: Settings, steps: int) -> Any:
-    """The validation accuracy in percent; for "float" that of its signs as well.
+def learn(data: Classification, seed: int, kind: str, key: Settings, steps: int) -> float:
+    """The validation accuracy in percent.
 
     K_in and the readout are real and learn by Adam in all kinds. "random" signs never flip. The
     straight-through estimator keeps a real weight for each sign, and passes the gradient of the
-    sign on to it. "float" has real weights.
+    sign on to it. "float" has real weights. "rounded" has real weights for 60 % of the steps, and
+    then their signs, while the ends learn on; so does "MSA", whose signs rest then.
     """
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(seed))
     K_in, W = draw(key.width, 2), 0.1 * draw(1, key.width + 1)
@@ -50,30 +51,28 @@ def learn(data: Classification, seed: int, kind: str, key: Settings, steps: int)
         return varpro.logits(W, u)
 
     real = 0.1 * B if kind == "straight-through" else B.clone()
-    free, function = [K_in, W], logits
-    if kind in ("float", "straight-through"):
-        free = [*free, real]
-    for weight in free:
+    learned = [real] if kind in ("float", "rounded", "straight-through") else []
+    for weight in (K_in, W, *learned):
         weight.requires_grad_()
 
     def signs() -> Tensor:
         return torch.where(real >= 0, 1.0, -1.0)
 
-    if kind == "float":
-        function = lambda y, _: logits(y, real)  # noqa: E731
-    elif kind == "straight-through":
-        function = lambda y, _: logits(y, signs() + real - real.detach())  # noqa: E731
+    functions = {
+        "float": lambda y, _: logits(y, real),
+        "rounded": lambda y, _: logits(y, real),
+        "straight-through": lambda y, _: logits(y, signs() + real - real.detach()),
+    }
     batches = minibatches(*data.train, size=key.size, seed=seed)
-    how = {"steps": steps, "lr": key.lr, "share": key.share if kind == "MSA" else 0.0}
-    B = solvers.binary_msa(function, free, B, batches, **how)
-
-    def accuracy(B: Tensor) -> float:
-        with torch.no_grad():
-            return metrics.accuracy(logits(data.val.y, B), data.val.label)
-
-    if kind == "float":
-        return accuracy(real), accuracy(signs())
-    return accuracy(signs() if kind == "straight-through" else B)
+    train = partial(solvers.binary_msa, batches=batches, lr=key.lr)
+    first = round(RESTING * steps) if kind == "rounded" else steps
+    share = key.share if kind == "MSA" else 0.0
+    B = train(functions.get(kind, logits), [K_in, W, *learned], B, steps=first, share=share)
+    if kind == "rounded":
+        B = train(logits, [K_in, W], signs(), steps=max(1, steps - first), share=0.0)
+    final = {"float": real, "straight-through": signs()}.get(kind, B)
+    with torch.no_grad():
+        return metrics.accuracy(logits(data.val.y, final), data.val.label)
 
 
 def accuracies(store: Store, seeds: Sequence[int]) -> dict[str, list[float]]:
@@ -82,15 +81,7 @@ def accuracies(store: Store, seeds: Sequence[int]) -> dict[str, list[float]]:
     steps = 2 if store.run == "smoke" else key.steps
 
     def compute() -> dict[str, list[float]]:
-        found: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        for s in seeds:
-            of = partial(learn, ellipses(s), s, key=key, steps=steps)
-            for kind in KINDS[:3]:
-                found[kind].append(of(kind))
-            real, rounded = of("float")
-            found["float"].append(real)
-            found["rounded"].append(rounded)
-        return found
+        return {kind: [learn(ellipses(s), s, kind, key, steps) for s in seeds] for kind in KINDS}
 
-    settings = asdict(key) | {"kinds": list(KINDS), "seeds": list(seeds)}
+    settings = asdict(key) | {"kinds": list(KINDS), "seeds": list(seeds), "resting": RESTING}
     return store.measure("bits", settings, compute).numbers

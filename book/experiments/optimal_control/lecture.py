@@ -20,9 +20,10 @@ SENTENCES = (
     "control.pmp.gap",
     "control.pmp.polish",
     "control.hamiltonian.constant",
-    "control.msa.extended.gradient_descent",
+    "control.msa.extended.accuracy",
     "control.msa.extended.adam",
-    "control.bits.random",
+    "control.bits.rounded",
+    "control.bits.straight_through",
     "control.varpro.lbfgs",
     "control.steps.tanh",
 )
@@ -137,7 +138,7 @@ def draw_hamiltonians(left: Axes, right: Axes, found: Results) -> None:
     for net in found.linear[0].nets:
         left.plot(_times(net.H, 1.0), net.H, ".-", label=f"N = {len(net.H)}")
     for name in ("early", "trained", "polished"):
-        H = found.checks[-1][name].H
+        H = found.checks[0][name].H
         right.plot(_times(H, 5.0), H, "o-", ms=3, label=name)
     for ax, title in ((left, "$f = K\\tanh(u) + b$"), (right, "$f = \\tanh(Ku + b)$")):
         ax.set(xlabel="time", title=title)
@@ -205,7 +206,7 @@ def draw_steps(left: Axes, right: Axes, found: Results) -> None:
     left.bar(list(layers), row.h, color=plotting.COLORS[0])
     left.axhline(5 / len(row.h), color="black", lw=0.8)
     left.set(xlabel="layer", ylabel="learned $h_k$", xticks=list(layers))
-    for name, judged in (("equal steps", row.longer), ("learned steps", row.learned)):
+    for name, judged in (("equal steps", row.equal), ("learned steps", row.onwards)):
         right.plot(list(layers), judged.H, "o-", label=name)
     right.set(xlabel="layer", ylabel="$H_k$", xticks=list(layers))
     right.legend(fontsize=7)

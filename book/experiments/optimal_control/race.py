@@ -55,10 +55,10 @@ def pose(seed: int) -> tuple[varpro.ReducedProblem, Tensor]:
 def gauss_newton(
     problem: varpro.ReducedProblem, theta: Tensor, budget: int, damping: float
 ) -> Iterator[list]:
-    """The pairs (work, loss) of Gauss–Newton–CG for θ and the readout together, from W = 0."""
-    shape, n = theta.shape, theta.numel()
-    columns = problem.features(theta).shape[1] + 1
-    p = torch.cat([theta.flatten(), theta.new_zeros(problem.outputs * columns)])
+    """The pairs (work, loss) of Gauss–Newton–CG for θ and the readout together."""
+    shape, n, W = theta.shape, theta.numel(), varpro.evaluate(problem, theta).W
+    columns = W.shape[1]
+    p = torch.cat([theta.flatten(), W.flatten()])
 
     def parts(p: Tensor) -> tuple[Tensor, Tensor]:
         return p[:n].view(shape), p[n:].view(problem.outputs, columns)
@@ -122,7 +122,7 @@ def stochastic(seed: int, budget: int, rate: float) -> Curve:
     u0 = y.double() @ torch.eye(2, WIDTH, dtype=torch.float64)
     batches = minibatches(u0, label, size=BATCH, seed=seed)
     theta = start.clone().requires_grad_()
-    W = torch.zeros(1, WIDTH + 1, dtype=torch.float64, requires_grad=True)
+    W = varpro.evaluate(full, start).W.requires_grad_()
     steps, curve = round(budget / 2 * len(u0) / BATCH), []
     schedule, sgd = cosine(rate, steps), torch.optim.SGD([theta, W], lr=rate)
     for k in range(steps):
@@ -142,7 +142,7 @@ def stochastic(seed: int, budget: int, rate: float) -> Curve:
 
 
 def run(method: str, seed: int, budget: int, setting: float = 0.0) -> Curve:
-    """The curve of one method."""
+    """The curve of one method within a budget, from the best readout of the first weights."""
     if method == "SGD":
         return stochastic(seed, budget, setting)
     problem, start = pose(seed)
@@ -153,7 +153,7 @@ def run(method: str, seed: int, budget: int, setting: float = 0.0) -> Curve:
         "Gauss–Newton": partial(gauss_newton, problem, start, budget, setting),
         "Gauss–Newton, projected": partial(projected_gauss_newton, problem, start, budget, setting),
     }
-    return list(ways[method]())
+    return [[work, loss] for work, loss in ways[method]() if work <= budget]
 
 
 def lowest(curve: Curve) -> float:

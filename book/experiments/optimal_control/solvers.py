@@ -16,7 +16,6 @@ from .pontryagin import (
     costates,
     hamiltonian,
     lbfgs,
-    minimize_hamiltonian,
     objective,
     search,
 )
@@ -135,38 +134,3 @@ def solve_with_steps(
     resized = lambda: replace(problem, h=h.sum() * torch.softmax(s, 0))  # noqa: E731
     search(lbfgs([theta, s], iterations, 50), lambda: objective(resized(), theta))
     return theta.detach(), replace(problem, h=resized().steps(theta).detach())
-
-
-def polish(
-    problem: TrainingProblem,
-    theta: Float[Tensor, "layers ..."],
-    starts: Callable[[Tensor], tuple[Tensor, ...]],
-    *,
-    rounds: int,
-    iterations: int,
-) -> Float[Tensor, "layers ..."]:
-    """The control after rounds that replace the layers farthest above the minimum of their H.
-
-    A round replaces the layers whose gap exceeds half of the largest one by the best minimisers
-    found, and then trains all layers by `solve`. The rounds end when J no longer decreases.
-
-    Args:
-        starts: θ ↦ further controls, besides θ, from which the Hamiltonians are minimised.
-    """
-    J = objective(problem, theta).item()
-    for _ in range(rounds):
-        extremal = costates(problem, theta)
-        trials = [
-            minimize_hamiltonian(problem, extremal, start).theta
-            for start in (theta, *starts(theta))
-        ]
-        H = torch.stack([hamiltonian(problem, extremal, trial) for trial in trials])
-        best = torch.stack(trials)[H.argmin(0), torch.arange(len(theta))]
-        gap = hamiltonian(problem, extremal, theta) - H.amin(0)
-        worst = (gap > gap.max() / 2).reshape(-1, *[1] * (theta.dim() - 1))
-        trial = solve(problem, torch.where(worst, best, theta), iterations=iterations)
-        value = objective(problem, trial).item()
-        if value > J - 1e-6:
-            break
-        theta, J = trial, value
-    return theta

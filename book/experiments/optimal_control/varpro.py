@@ -220,11 +220,10 @@ def first_order(
     Args:
         rate: the initial learning rate of Adam, which decreases to 0 along a cosine. None selects
             L-BFGS.
-        project: minimise φ over θ alone. Otherwise θ and W are found together, from W = 0.
+        project: minimise φ over θ alone. Otherwise θ and W are found together, from W*(θ).
     """
     theta = theta.detach().clone().requires_grad_()
-    columns = problem.features(theta).shape[1] + 1
-    W = theta.new_zeros(problem.outputs, columns).requires_grad_(not project)
+    W = evaluate(problem, theta.detach()).W.requires_grad_(not project)
     free, curve, newton = ([theta] if project else [theta, W]), [], 0
     adam = torch.optim.Adam(free, lr=rate or 0.0)
     lbfgs = torch.optim.LBFGS(
