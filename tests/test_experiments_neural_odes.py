@@ -315,7 +315,7 @@ def test_the_true_equation_predicts_and_resting_does_not():
         def forward(self, t, x):
             return implicit.system(100.0, t, x)
 
-    assert implicit.prediction_error(Truth(), 100.0, 3) < 1e-3
+    assert implicit.prediction_error(Truth(), 100.0, 3, 1.0) < 1e-3
     assert implicit.still(100.0, 3) > 0.5
 
 

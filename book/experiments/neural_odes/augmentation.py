@@ -93,8 +93,8 @@ def stretch(net: NeuralODE, y: Tensor) -> float:
     return torch.linalg.matrix_norm(J, ord=2).max().item()
 
 
-def history(key: Settings, seed: int, epochs: int) -> History:
-    """The training of one network."""
+def history(key: Settings, seed: int, epochs: int, points: int = 200) -> History:
+    """The training of one network; its stretch is that at some fresh points."""
     net, data, test = network(key, seed), annuli(seed).train, fresh(seed)
     batches = minibatches(*data, size=key.size, seed=seed)
     found = History([], [], [], 0.0)
@@ -105,17 +105,18 @@ def history(key: Settings, seed: int, epochs: int) -> History:
                 net.features(data.y, statistics=(costs := Statistics()))
                 found.accuracy.append(metrics.accuracy(net(test.y), test.label))
             found.evaluations.append(costs.evaluations)
-    few = test.y[torch.randperm(len(test.y), generator=torch.Generator().manual_seed(seed))[:200]]
+    shuffled = torch.randperm(len(test.y), generator=torch.Generator().manual_seed(seed))
+    few = test.y[shuffled[:points]]
     return History(found.loss, found.accuracy, found.evaluations, stretch(net, few))
 
 
 def histories(store: Store, kind: str, seeds: Sequence[int]) -> list[History]:
     """The trainings of all seeds."""
     key = Settings(*KINDS[kind])
-    epochs = key.every if store.run == "smoke" else key.epochs
+    epochs, points = (key.every, 3) if store.run == "smoke" else (key.epochs, 200)
     found = []
     for s in seeds:
         name = f"annuli-{key.p}-{key.width}-{s}"
-        compute = partial(lambda s: asdict(history(key, s, epochs)), s)
+        compute = partial(lambda s: asdict(history(key, s, epochs, points)), s)
         found.append(store.measure(name, asdict(key) | {"seed": s}, compute))
     return [History(**record.numbers) for record in found]
