@@ -54,11 +54,10 @@ class Evidence:
         return [race.lowest(curve) for curve in self.race["curves"][method]]
 
 
-def gather(run: Run, device: str = "cpu", seed: int = 0) -> Evidence:
+def gather(run: Run, seed: int = 0) -> Evidence:
     """The numbers of the chapter: loaded, computed or tried out as `run` says.
 
-    All networks are small, and all is in double precision on the CPU; `device` is there for the
-    sake of the pages.
+    All networks are small, and all is in double precision on the CPU.
     """
     store, few = Store(CHAPTER, run), 2 if run == "smoke" else None
     seeds = [seed + s for s in principle.SEEDS[:few]]

@@ -47,10 +47,10 @@ class Results:
         return evidence.stage_table(self.checks)
 
 
-def results(run: Run, device: str = "cpu", seed: int = 0) -> Results:
+def results(run: Run, seed: int = 0) -> Results:
     """The results that the lecture shows: loaded, computed or tried out as `run` says.
 
-    All networks are small and stay on the CPU; `device` is there for the sake of the pages.
+    All networks are small and stay on the CPU.
     """
     store, few = Store(evidence.CHAPTER, run), 2 if run == "smoke" else None
     seeds = [seed + s for s in principle.SEEDS[:few]]
