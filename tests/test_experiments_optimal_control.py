@@ -18,16 +18,12 @@ from experiments.optimal_control import (
     varpro,
 )
 from machinery import claims
-from machinery.store import Store, results_folder
+from machinery.store import results_folder
 
 
 @pytest.fixture(autouse=True)
 def as_the_book_computes():
     torch.set_default_dtype(torch.float32)
-
-
-def smoke(tmp_path):
-    return Store("04_optimal_control", "smoke", folder=tmp_path)
 
 
 def posed(layers=4):

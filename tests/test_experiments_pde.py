@@ -6,16 +6,12 @@ import torch
 from ctdl_lib.metrics import observed_orders
 from experiments.pde_perspective import evidence, lecture, moons, schemes
 from machinery import claims
-from machinery.store import Store, results_folder
+from machinery.store import results_folder
 
 
 @pytest.fixture(autouse=True)
 def as_the_book_computes():
     torch.set_default_dtype(torch.float32)
-
-
-def smoke(tmp_path):
-    return Store("05_pde_perspective", "smoke", folder=tmp_path)
 
 
 # --- schemes ------------------------------------------------------------------------------------
