@@ -86,6 +86,14 @@ def test_a_control_that_passes_too_takes_the_verdict_away():
     assert found.reason == "the control meets the criterion too"
 
 
+def test_a_control_that_passes_on_average_takes_it_away_and_one_that_fails_says_how():
+    wide = claim([0.1, 0.2, 0.3], below(1), (0.1, 0.2, 2.4))
+    assert (wide.verdict, wide.reason) == ("undecided", "the control meets the criterion too")
+    missed = claim([0.1, 0.2, 0.3], below(1), (0.5, 1.5, 2.4))
+    assert missed.verdict == "supported"
+    assert missed.reason.endswith("the control fails on average, not beyond its spread")
+
+
 def test_one_value_is_compared_directly_and_said_to_be_one():
     assert claim([0.5], below(1)).reason.endswith("(one value)")
     assert claim([1.5], below(1)).reason == "the criterion is missed (one value)"

@@ -188,11 +188,12 @@ def dense_step(problem, theta):
 
 def test_gauss_newton_is_that_of_dense_matrices(monkeypatch):
     monkeypatch.setattr(race, "PRODUCTS", 500)
-    monkeypatch.setattr(race, "min", lambda *_: 1e-12, raising=False)  # CG to the end
+    monkeypatch.setattr(varpro, "min", lambda *_: 1e-12, raising=False)  # CG to the end
     problem, theta = race.pose(0)
     theta = theta[:2]
     p, d, value = dense_step(problem, theta)
-    steps = race.gauss_newton(problem, theta, 10_000, 0.01)
+    joint = race.joint(problem, theta)
+    steps = race.gauss_newton(problem, joint[0], 10_000, 0.01, joint[1])
     (_, first), (_, second) = next(steps), next(steps)
     assert first == pytest.approx(value(p))
     assert second == pytest.approx(

@@ -192,11 +192,15 @@ class Claim:
                 REFUTED: f"the criterion is missed{once}",
                 UNDECIDED: "the spread over seeds crosses the bound",
             }[outcome]
-        if not self.criterion.is_paired and self.criterion.judge(self.control.ours) == SUPPORTED:
-            return UNDECIDED, "the control meets the criterion too"
+        failed = "fails"
+        if not self.criterion.is_paired:
+            if self.criterion.judge([sum(self.control.ours) / len(self.control.ours)]) == SUPPORTED:
+                return UNDECIDED, "the control meets the criterion too"
+            if self.criterion.judge(self.control.ours) != REFUTED:
+                failed = "fails on average, not beyond its spread"
         if self._is_better:
             return BETTER, f"the published number is {_number(self.published)}{once}"
-        return SUPPORTED, f"the criterion is met and the control fails{once}"
+        return SUPPORTED, f"the criterion is met and the control {failed}{once}"
 
     @property
     def _is_better(self) -> bool:

@@ -266,7 +266,7 @@ class Store:
                 data = safetensors_bytes(state)
                 storage.write(weights_path, data)
                 record = Record(**{**asdict(record), "weights": hashlib.sha256(data).hexdigest()})
-            storage.write(record_path, (json.dumps(asdict(record), indent=1) + "\n").encode())
+            storage.write(record_path, _text(record).encode())
         if self.run == "explore" and checkpoint is not None:
             checkpoint.unlink(missing_ok=True)  # the result itself is found the next time
         return record
@@ -416,6 +416,12 @@ def _is_close(old: Any, new: Any) -> bool:
     if isinstance(old, int | float) and isinstance(new, int | float):
         return math.isclose(old, new, rel_tol=TOLERANCE)
     return old == new
+
+
+def _text(record: Record) -> str:
+    """The record as JSON, with a line for each of its parts."""
+    lines = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in asdict(record).items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _as_json(mapping: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Evidence:
 
     works: list[adaptive.Work]
     distances: dict[str, list[spiral.Distances]]
-    misses: dict[str, list[tuple[float, float]]]
+    misses: gradients.Misses
     trips: dict[int, list[float]]
     contracting: dict[str, dict[int, list[float]]]
     memory: memory.Study
@@ -130,12 +130,16 @@ def rows(e: Evidence) -> list[Row]:
     """All claims, findings and measurements of the chapter."""
     return [
         *_gradient_rows(e),
-        *_rk4_rows(e),
+        *_spiral_rows(e),
+        *_time_rows(e),
         *_backward_rows(e),
+        *_checkpoint_rows(e),
         *_duel_rows(e),
         *_augmentation_rows(e),
         *_flow_rows(e),
+        *_flow_measurements(e),
         *_implicit_rows(e),
+        *_wave_rows(e),
     ]
 
 
@@ -148,28 +152,30 @@ def _gradient_rows(e: Evidence) -> Iterator[Row]:
         criterion=below_control(),
         control=Control("equal steps of the same method, as exact", [w.equal for w in e.works]),
     )
-    tight, loose = (e.misses[f"adjoint, tol 1e-{k}"] for k in (7, 2))
+    ode, own = e.misses.ode, e.misses.own
     yield Claim(
         "node.gradient.adjoint",
         "The adjoint equation gives the gradient: relative error, tolerance 1e-7",
         SLIDE,
-        ours=[ode for ode, _ in tight],
+        ours=ode["adjoint, tol 1e-7"],
         criterion=below(0.01),
-        control=Control("with the tolerance 1e-2", [ode for ode, _ in loose]),
+        control=Control("with the tolerance 1e-2", ode["adjoint, tol 1e-2"]),
     )
     yield finding(
         "node.gradient.own",
         "With tolerance 1e-2 the adjoint is not the gradient of the loss that was computed",
-        ours=[own for _, own in loose],
+        ours=own["adjoint, tol 1e-2"],
         criterion=above(0.1),
-        control=Control("recompute, 30 steps", [m for _, m in e.misses["recompute, 30 steps"]]),
+        control=Control("recompute, 30 steps", own["recompute, 30 steps"]),
     )
-    for name, found in e.misses.items():
-        short = name.replace(", ", ".").replace(" ", "_")
-        says = f"{name}: relative error against the gradient of the ODE"
-        yield Measurement.over_seeds(
-            f"node.gradient.error.{short}", BOOK, says, [ode for ode, _ in found], ""
-        )
+    for against, errors in (("ODE", ode), ("computed loss", own)):
+        for name, found in errors.items():
+            short = f"{against.split()[0].lower()}.{name.replace(', ', '.').replace(' ', '_')}"
+            says = f"{name}: relative error against the gradient of the {against}"
+            yield Measurement.over_seeds(f"node.gradient.error.{short}", BOOK, says, found, "")
+
+
+def _spiral_rows(e: Evidence) -> Iterator[Row]:
     beyond = {kind: [d.beyond for d in found] for kind, found in e.distances.items()}
     for rival, words in (
         ("linear", "a linear ODE in x"),
@@ -183,6 +189,9 @@ def _gradient_rows(e: Evidence) -> Iterator[Row]:
             criterion=below_control(),
             control=Control(f"{words}, fitted alike", beyond[rival]),
         )
+
+
+def _time_rows(e: Evidence) -> Iterator[Row]:
     for when, slow in (
         ("at first", f"{gradients.ADJOINT}|1e-07"),
         ("trained", f"{gradients.ADJOINT}|1e-05"),
@@ -197,27 +206,22 @@ def _gradient_rows(e: Evidence) -> Iterator[Row]:
             gradients.equally_exact(e.races[when], slow),
             "times",
         )
-    one = f"{gradients.ADJOINT}, one output|1e-07"
-    many = f"{gradients.ADJOINT}|1e-07"
+    one, many = (f"{name}|1e-07" for name in (gradients.ONE_OUTPUT, gradients.ADJOINT))
     for when, work in e.races.items():
+        short = when.replace(" ", "_")
         yield Measurement.over_seeds(
-            f"node.time.outputs.{when.replace(' ', '_')}",
+            f"node.time.outputs.{short}",
             BOOK,
             f"time of odeint_adjoint with thirty outputs over that with one, {when} (repetitions)",
             [seconds[many] / seconds[one] for seconds in work["seconds"]],
             "times",
         )
-
-
-def _rk4_rows(e: Evidence) -> Iterator[Row]:
-    """Torchdiffeq's fixed steps beside as many of ours."""
-    for when, work in e.races.items():
         for n in gradients.ON_GRID:
-            if f"{gradients.THEIR_RK4}|{n}" not in work["error"]:
-                continue  # a trial run has few settings
             ours, theirs = (f"{name}|{n}" for name in ("ours, RK4", gradients.THEIR_RK4))
+            if theirs not in work["error"]:
+                continue  # a trial run has few settings
             yield Measurement.over_seeds(
-                f"node.time.{when.replace(' ', '_')}.rk4.{n}",
+                f"node.time.{short}.rk4.{n}",
                 BOOK,
                 f"time of torchdiffeq's rk4 over ours, {n} steps, {when} (repetitions)",
                 [seconds[theirs] / seconds[ours] for seconds in work["seconds"]],
@@ -249,8 +253,7 @@ def _backward_rows(e: Evidence) -> Iterator[Row]:
         criterion=above(0.9),
         control=Control("c = 0", e.trips[0]),
     )
-    way = {name: found[RATE] for name, found in e.contracting.items()}
-    through, adjoint, snapshots = way.values()
+    through, adjoint, _ = (found[RATE] for found in e.contracting.values())
     yield Claim(
         "node.reverse.gradient",
         f"So its gradient fails: relative error, c = {RATE}, tolerance 1e-4",
@@ -259,6 +262,12 @@ def _backward_rows(e: Evidence) -> Iterator[Row]:
         criterion=above(0.5),
         control=Control("through the same steps", through),
     )
+
+
+def _checkpoint_rows(e: Evidence) -> Iterator[Row]:
+    _, adjoint, snapshots = (found[RATE] for found in e.contracting.values())
+    first, last = e.memory.steps[0], e.memory.steps[-1]
+    says = f"peak with {last} steps over that with {first}"
     yield Claim(
         "node.checkpointing.gradient",
         f"Checkpointing cures it: relative error of the gradient, c = {RATE}, 50 steps",
@@ -395,6 +404,9 @@ def _flow_rows(e: Evidence) -> Iterator[Row]:
         criterion=within(-0.05, 0.05),
         control=Control("the first four terms", [cut] * len(e.roulettes)),
     )
+
+
+def _flow_measurements(e: Evidence) -> Iterator[Row]:
     rates = [flows.measured_rate(s) for s in e.seeds]
     says = "a network bounded by 0.9: factor by which the error of the inverse falls in a step"
     yield Measurement.over_seeds("iresnet.rate", BOOK, says, rates, "")
@@ -425,6 +437,9 @@ def _implicit_rows(e: Evidence) -> Iterator[Row]:
     yield Measurement.over_seeds(
         "node.implicit.still", BOOK, f"nothing moves (κ = 100): {says}", still, ""
     )
+
+
+def _wave_rows(e: Evidence) -> Iterator[Row]:
     for kind, short, words in (
         (turbulence.EXPLICIT, "explicit", "one step of RK4 an interval"),
         (turbulence.DIFFERENCES, "differences", "central differences of the data"),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -29,6 +29,7 @@ WAYS: dict[str, How] = {
     "adjoint, tol 1e-7": {"tol": 1e-7, "backprop": "adjoint"},
     "adjoint, tol 1e-2": {"tol": 1e-2, "backprop": "adjoint"},
 }
+OWN = ("recompute, 30 steps", "through, tol 1e-2", "adjoint, tol 1e-2")
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 
 
@@ -82,19 +83,14 @@ def own_gradient(
     return torch.stack(quotients)
 
 
-def misses(
-    velocity: nn.Module, how: How, count: int | None = None, exact: How | None = None
-) -> tuple[float, float]:
-    """The error of a gradient against that of the ODE, and against that of its own computed loss.
+def own_miss(velocity: nn.Module, how: How, count: int | None = None) -> float:
+    """The error of a gradient against that of the loss that was computed.
 
-    The second is zero, up to round-off, for a gradient of fixed steps. A trial takes the first
-    `count` weights for it, and fewer steps for the gradient of the ODE.
+    It is zero, up to round-off, for fixed steps that are differentiated.
     """
+    computed = {key: value for key, value in how.items() if key != "backprop"}
     found = spiral_gradient(velocity, how)
-    own = {key: value for key, value in how.items() if key != "backprop"}
-    differences = own_gradient(velocity, own, count=count)
-    ode = off(found, spiral_gradient(velocity, exact or EXACT))
-    return ode, off(found[:count], differences)
+    return off(found[:count], own_gradient(velocity, computed, count=count))
 
 
 def taylor(velocity: nn.Module, how: How, seed: int) -> TaylorErrors:
@@ -137,23 +133,35 @@ def tolerance_study(store: Store, velocity: nn.Module, seed: int) -> dict[str, l
     return store.measure("tolerances", settings | {"own": "differences"}, compute).numbers
 
 
-def all_misses(
-    store: Store, nets: Sequence[nn.Module], seeds: Sequence[int]
-) -> dict[str, list[tuple[float, float]]]:
-    """Both errors of all ways, one pair a seed, measured once."""
+@dataclass(frozen=True)
+class Misses:
+    """The errors of gradients by way, one a seed.
 
-    few: dict[str, Any] = {"count": 3, "exact": TRIAL} if store.run == "smoke" else {}
+    `ode` is against the gradient of the ODE, `own` against that of the computed loss, for the ways
+    in OWN.
+    """
 
-    def compute() -> dict[str, list[list[float]]]:
-        return {n: [list(misses(net, how, **few)) for net in nets] for n, how in WAYS.items()}
+    ode: dict[str, list[float]]
+    own: dict[str, list[float]]
 
-    settings = asdict(spiral.Settings()) | {
-        "seeds": list(seeds),
-        "ways": list(WAYS),
-        "own": "differences",
-    }
-    found = store.measure("misses", settings, compute).numbers
-    return {name: [(ode, own) for ode, own in pairs] for name, pairs in found.items()}
+
+def all_misses(store: Store, nets: Sequence[nn.Module], seeds: Sequence[int]) -> Misses:
+    """The errors of all ways and seeds, measured once."""
+    count, fine = (3, TRIAL) if store.run == "smoke" else (None, EXACT)
+
+    def compute() -> dict[str, Any]:
+        exact = [spiral_gradient(net, fine) for net in nets]
+        pairs = list(zip(nets, exact, strict=True))
+        return {
+            "ode": {
+                name: [off(spiral_gradient(net, how), truth) for net, truth in pairs]
+                for name, how in WAYS.items()
+            },
+            "own": {name: [own_miss(net, WAYS[name], count) for net in nets] for name in OWN},
+        }
+
+    settings = asdict(spiral.Settings()) | {"seeds": list(seeds), "ways": list(WAYS)}
+    return Misses(**store.measure("misses", settings | {"own": list(OWN)}, compute).numbers)
 
 
 # --- going back in time -------------------------------------------------------------------------
@@ -240,39 +248,35 @@ def contraction(store: Store, seeds: Sequence[int]) -> dict[str, dict[int, list[
 FIXED, TOLS = (5, 10, 15, 30, 60, 120), (1e-3, 1e-5, 1e-7)
 ON_GRID = (30, 60, 120)  # steps whose grid contains the observed times
 ADJOINT, ODEINT, THEIR_RK4 = "odeint_adjoint", "torchdiffeq odeint", "torchdiffeq rk4"
-OURS = "ours, RK4|"
+OURS, ONE_OUTPUT = "ours, RK4|", "odeint_adjoint, one output"
 
 
-def contenders(f: nn.Module, x0: Tensor, target: Tensor) -> dict[str, tuple[tuple, Callable]]:
-    """The solvers that race: their settings, and the path at the observed times for one of them."""
+def parallel(f: nn.Module, x0: Tensor, grid: Tensor, tol: float) -> Tensor:
+    """The path at all times of the grid but the first, by torchode, with steps for each sample."""
     import torchode
+
+    term: Any = torchode.ODETerm(f)  # pyright: ignore[reportArgumentType]
+    control: Any = torchode.IntegralController(atol=tol, rtol=tol, term=term)
+    method: Any = torchode.Dopri5(term=term)
+    times: Any = grid.expand(len(x0), -1)
+    problem = torchode.InitialValueProblem(y0=x0, t_eval=times)  # pyright: ignore[reportArgumentType]
+    return torchode.AutoDiffAdjoint(method, control).solve(problem).ys[:, 1:].transpose(0, 1)
+
+
+def contenders(f: nn.Module, x0: Tensor) -> dict[str, tuple[tuple, Callable]]:
+    """The solvers that race: their settings, and the path at the observed times for one of them.
+
+    The last one looks at its end alone: its time counts, and not its error.
+    """
     from torchdiffeq import odeint, odeint_adjoint
 
     grid = torch.cat([torch.zeros(1, dtype=torch.float64), TIMES])
 
-    def parallel(tol: float) -> Tensor:
-        term: Any = torchode.ODETerm(f)  # pyright: ignore[reportArgumentType]
-        control: Any = torchode.IntegralController(atol=tol, rtol=tol, term=term)
-        method: Any = torchode.Dopri5(term=term)
-        solver = torchode.AutoDiffAdjoint(method, control)
-        problem = torchode.InitialValueProblem(
-            y0=x0,  # pyright: ignore[reportArgumentType]
-            t_eval=grid.expand(len(x0), -1),  # pyright: ignore[reportArgumentType]
-        )
-        return solver.solve(problem).ys[:, 1:].transpose(0, 1)
-
     def path(**how: Any) -> Tensor:
         return integrate(f, x0, 0.0, spiral.OBSERVED, save_at=TIMES, **how)
 
-    def theirs_at(solve: Callable, tol: float, times: Tensor) -> Tensor:
+    def theirs(solve: Callable, tol: float, times: Tensor = grid) -> Tensor:
         return solve(f, x0, times, rtol=tol, atol=tol)[1:]
-
-    def theirs(solve: Callable, tol: float) -> Tensor:
-        return theirs_at(solve, tol, grid)
-
-    def last(solve: Callable, tol: float) -> Tensor:
-        """The path as if it were observed at its end alone; its time counts, not its error."""
-        return theirs_at(solve, tol, grid[[0, -1]]).expand(len(TIMES), -1, -1)
 
     def their_rk4(n: int) -> Tensor:
         fine = torch.linspace(0, spiral.OBSERVED, n + 1, dtype=torch.float64)
@@ -285,9 +289,9 @@ def contenders(f: nn.Module, x0: Tensor, target: Tensor) -> dict[str, tuple[tupl
         THEIR_RK4: (ON_GRID, their_rk4),
         "ours, dopri5": (TOLS, lambda tol: path(tol=tol)),
         ODEINT: (TOLS, partial(theirs, odeint)),
-        "torchode": (TOLS, parallel),
+        "torchode": (TOLS, partial(parallel, f, x0, grid)),
         ADJOINT: (TOLS, partial(theirs, odeint_adjoint)),
-        ADJOINT + ", one output": (TOLS, partial(last, odeint_adjoint)),
+        ONE_OUTPUT: (TOLS, partial(theirs, odeint_adjoint, times=grid[[0, -1]])),
     }
 
 
@@ -298,9 +302,10 @@ def race(f: nn.Module, x0: Tensor, smoke: bool) -> dict[str, Any]:
     runs: dict[str, Callable[[], None]] = {}
 
     def gradient(path: Tensor) -> Tensor:
-        return flat(torch.autograd.grad((path - target).square().mean(), theta))
+        loss = (path - target[-len(path) :]).square().mean()
+        return flat(torch.autograd.grad(loss, theta))
 
-    for name, (settings, solve) in contenders(f, x0, target).items():
+    for name, (settings, solve) in contenders(f, x0).items():
         for setting in settings:
             if smoke and setting not in (FIXED[0], 30, TOLS[2], TOLS[1]):
                 continue
@@ -319,7 +324,7 @@ def race(f: nn.Module, x0: Tensor, smoke: bool) -> dict[str, Any]:
 def races(store: Store, velocity: nn.Module, seed: int) -> dict[str, dict[str, Any]]:
     """The race for a network that is not trained and one solution, and for the trained one."""
     problems = {
-        "at first": (spiral.Cubed(seed).double(), torch.tensor([[2.0, 0.0]]).double()),
+        "at first": (spiral.Network(seed).double(), torch.tensor([[2.0, 0.0]]).double()),
         "trained": (velocity, spiral.starts(torch.float64)),
     }
     found = {}

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,19 +92,11 @@ class Settings:
     noise: float = 0.002
 
 
-def system(kappa: float, t: Any, x: Tensor) -> Tensor:
-    """The velocity (b, −a, −κ(c − ab)) of x = (a, b, c): a turn, and a fast way to the slow c = ab.
-
-    It has the eigenvalues ±i and −κ.
-    """
-    a, b, c = x.unbind(-1)
-    return torch.stack([b, -a, -kappa * (c - a * b)], -1)
-
-
 def solution(kappa: float, x: Tensor, t: float) -> Tensor:
-    """The state after the time t, in closed form.
+    """The state after the time t of (ȧ, ḃ, ċ) = (b, −a, −κ(c − ab)), in closed form.
 
-    Since ab = r sin(2φ)/2 on a circle of radius √r, c is a sum of e^{−κt} and of a term that turns.
+    The eigenvalues are ±i and −κ: a turn, and a fast way to the slow c = ab. As ab turns with twice
+    the frequency, c is the sum of a term that turns with it and of a multiple of e^{−κt}.
     """
     a, b, c = x.unbind(-1)
     cos, sin = math.cos(t), math.sin(t)
@@ -131,6 +122,10 @@ def pairs(key: Settings, seed: int) -> tuple[Tensor, Tensor]:
     return path[:-1].flatten(0, 1), path[1:].flatten(0, 1)
 
 
+def _short(rule: str) -> str:
+    return rule.replace(", ", "-").replace(" ", "-")
+
+
 def fit(store: Store, key: Settings, seed: int) -> nn.Module:
     """The velocity that one step an interval finds, or eight: loaded, trained or tried out."""
     generator = torch.Generator().manual_seed(seed)
@@ -144,8 +139,7 @@ def fit(store: Store, key: Settings, seed: int) -> nn.Module:
         schedule = cosine(key.lr, key.steps)
         return train(velocity, loss, batches, steps=steps, lr=schedule, checkpoint=file)
 
-    short = key.rule.replace(", ", "-").replace(" ", "-")
-    name = f"{'stiff' if key.kappa > 10 else 'mild'}-{short}-{seed}"
+    name = f"{'stiff' if key.kappa > 10 else 'mild'}-{_short(key.rule)}-{seed}"
     store.fit(name, velocity, asdict(key) | {"seed": seed}, training)
     return velocity
 
@@ -175,9 +169,8 @@ def prediction_errors(store: Store, name: str, rule: str, seeds: Sequence[int]) 
         found = zip(nets, seeds, strict=True)
         return {"errors": [prediction_error(net, key.kappa, s, long) for net, s in found]}
 
-    short = rule.replace(", ", "-").replace(" ", "-")
     settings = asdict(key) | {"seeds": list(seeds)}
-    return store.measure(f"prediction-{name}-{short}", settings, compute).numbers["errors"]
+    return store.measure(f"prediction-{name}-{_short(rule)}", settings, compute).numbers["errors"]
 
 
 def still(kappa: float, seed: int) -> float:

@@ -5,8 +5,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import nn
 
 from ctdl_lib.dynamics import integrate
@@ -124,8 +122,9 @@ def verdicts() -> str:
     return claims.sentences(rows, SENTENCES)
 
 
-def draw_spiral(left: Axes, right: Axes, found: Results) -> None:
+def draw_spiral(found: Results) -> None:
     """Draw two solutions with observations in the plane, and one of them against time."""
+    _, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2))
     later = torch.linspace(0, spiral.LONG, 241, dtype=torch.float64)
     x, series = spiral.starts(torch.float64), spiral.observed(found.seed)
     with torch.no_grad():
@@ -150,8 +149,9 @@ def draw_spiral(left: Axes, right: Axes, found: Results) -> None:
     right.legend(fontsize=7, ncols=3, loc="upper center")
 
 
-def draw_adaptive(top: Axes, bottom: Axes) -> None:
+def draw_adaptive() -> None:
     """Draw the steps of the embedded pair on an oscillator of Van der Pol, and their sizes."""
+    _, (top, bottom) = plt.subplots(2, 1, figsize=(7.4, 4.0), sharex=True)
     f = problems.van_der_pol(adaptive.STIFFNESS)
     x = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
     trials = adaptive.adaptive(f, x, adaptive.LONG, LOOSE)
@@ -175,8 +175,9 @@ def draw_adaptive(top: Axes, bottom: Axes) -> None:
     bottom.legend(fontsize=7)
 
 
-def draw_tolerances(left: Axes, right: Axes, found: Results) -> None:
+def draw_tolerances(found: Results) -> None:
     """Draw errors of gradients against the tolerance, and Taylor tests."""
+    _, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.3))
     colors = {"adjoint": plotting.COLORS[0], "through": plotting.COLORS[1]}
     for name, errors in found.tolerances.items():
         way, is_own = name.split()[-1], name.startswith("own")
@@ -195,8 +196,9 @@ def draw_tolerances(left: Axes, right: Axes, found: Results) -> None:
     right.legend(fontsize=7)
 
 
-def draw_contraction(ax: Axes, found: Results) -> None:
+def draw_contraction(found: Results) -> None:
     """Draw the error of the gradient against the rate of contraction, dots and their median."""
+    _, ax = plt.subplots(figsize=(6.4, 3.0))
     for k, (name, by_rate) in enumerate(found.contraction.items()):
         errors = [sorted(values) for values in by_rate.values()]
         style = {"color": plotting.COLORS[k], "marker": plotting.MARKERS[k]}
@@ -206,8 +208,9 @@ def draw_contraction(ax: Axes, found: Results) -> None:
     ax.legend(fontsize=7)
 
 
-def draw_memory(left: Axes, right: Axes, found: Results) -> None:
+def draw_memory(found: Results) -> None:
     """Draw the peak of the memory and the evaluations against the number of steps."""
+    _, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.3))
     steps = found.memory.steps
     for k, (way, peaks) in enumerate(found.memory.peaks.items()):
         left.loglog(steps, peaks, plotting.MARKERS[k] + "-", label=way)
@@ -222,8 +225,9 @@ def draw_memory(left: Axes, right: Axes, found: Results) -> None:
     left.legend(fontsize=6)
 
 
-def draw_duels(left: Axes, right: Axes, found: Results) -> None:
+def draw_duels(found: Results) -> None:
     """Draw the losses of both ways against their evaluations, one dot a seed."""
+    _, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.3), sharey=True)
     for ax, name in ((left, "mild"), (right, "stiff")):
         for k, way in enumerate(duels.WAYS):
             pairs = [(r.evaluations / 1000, r.loss) for r in found.duels[name, way]]
@@ -233,8 +237,9 @@ def draw_duels(left: Axes, right: Axes, found: Results) -> None:
     right.legend(fontsize=7)
 
 
-def draw_race(ax: Axes, found: Results) -> None:
+def draw_race(found: Results) -> None:
     """Draw the error of the gradient against the time that it takes."""
+    _, ax = plt.subplots(figsize=(6.6, 3.6))
     work = found.races["trained"]
     names = dict.fromkeys(key.split("|")[0] for key in work["error"] if "one" not in key)
     for k, name in enumerate(names):
@@ -245,9 +250,9 @@ def draw_race(ax: Axes, found: Results) -> None:
     ax.legend(fontsize=7)
 
 
-def draw_film(found: Results) -> Figure:
+def draw_film(found: Results) -> None:
     """Draw how a flow of the plane, and one with a third dimension, move a disc and its ring."""
-    figure, axes = plt.subplots(2, 5, figsize=(8.6, 3.8))
+    _, axes = plt.subplots(2, 5, figsize=(8.6, 3.8))
     data = problems.annuli(found.seed).val
     times = torch.linspace(0, 1, 5)
     for row, (kind, net) in zip(axes, found.nets.items(), strict=True):
@@ -258,11 +263,11 @@ def draw_film(found: Results) -> Figure:
             plotting.scatter(ax, x[:, shown], data.label)
             ax.set(xticks=[], yticks=[], title=f"t = {t:.2g}" if net.augment == 0 else "")
         row[0].set_ylabel(f"{kind}\n" + ("$x_1$, $x_2$" if net.augment == 0 else "$x_1$, $x_3$"))
-    return figure
 
 
-def draw_annuli(left: Axes, right: Axes, found: Results) -> None:
+def draw_annuli(found: Results) -> None:
     """Draw loss and evaluations over the epochs, one line a seed."""
+    _, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.0))
     for k, (kind, histories) in enumerate(found.annuli.items()):
         for history in histories:
             epochs = [2 * (i + 1) for i in range(len(history.loss))]
@@ -274,8 +279,9 @@ def draw_annuli(left: Axes, right: Axes, found: Results) -> None:
     left.legend(fontsize=7)
 
 
-def draw_flow(left: Axes, middle: Axes, right: Axes, found: Results) -> None:
+def draw_flow(found: Results) -> None:
     """Draw the density of the moons, that of the residual flow, and errors of its inverse."""
+    _, (left, middle, right) = plt.subplots(1, 3, figsize=(8.8, 2.6))
     a, b = torch.linspace(-1.6, 2.6, 121), torch.linspace(-1.1, 1.6, 81)
     plane = torch.cartesian_prod(a, b)
     with torch.no_grad():
@@ -295,8 +301,9 @@ def draw_flow(left: Axes, middle: Axes, right: Axes, found: Results) -> None:
     right.legend(fontsize=7)
 
 
-def draw_stiff(left: Axes, right: Axes, found: Results) -> None:
+def draw_stiff(found: Results) -> None:
     """Draw predictions of the slow-fast system, and their errors, one dot a seed."""
+    _, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.1))
     kappa, x = implicit.KAPPA["stiff"], implicit.points(8, found.seed + 5000)[:1]
     count = round(implicit.LONG / implicit.INTERVAL)
     times = torch.linspace(0, implicit.LONG, count + 1).tolist()
@@ -316,14 +323,14 @@ def draw_stiff(left: Axes, right: Axes, found: Results) -> None:
     right.set(ylabel="mean distance until t = 6", xlim=(-0.5, len(found.stiff) - 0.5))
 
 
-def draw_waves(found: Results) -> Figure:
+def draw_waves(found: Results) -> None:
     """Draw the truth, two predictions, and the rates at which waves grow."""
-    figure, axes = plt.subplots(1, 4, figsize=(8.8, 3.2), width_ratios=(1, 1, 1, 1.5))
+    _, axes = plt.subplots(1, 4, figsize=(8.8, 3.2), width_ratios=(1, 1, 1, 1.5))
     horizon = 60.0
     u = turbulence.solutions(found.seed + 5000, 8, horizon)
     panels = {"truth": u[:, 0]}
-    for kind, title in ((turbulence.IMPLICIT, "implicit"), (turbulence.EXPLICIT, "explicit")):
-        panels[title] = turbulence.predict(found.waves[kind], u[0], len(u) - 1)[:, 0]
+    for kind in (turbulence.IMPLICIT, turbulence.DIFFERENCES):
+        panels[kind] = turbulence.predict(found.waves[kind], u[0], len(u) - 1)[:, 0]
     for ax, (title, panel) in zip(axes, panels.items(), strict=False):
         extent = (0, turbulence.LENGTH, 0, (len(panel) - 1) * turbulence.INTERVAL)
         how = {"origin": "lower", "aspect": "auto", "cmap": "RdBu_r", "vmin": -3, "vmax": 3}
@@ -341,4 +348,3 @@ def draw_waves(found: Results) -> Figure:
         axes[3].plot(k[few], rates[few], plotting.MARKERS[i], ms=4, label=kind)
     axes[3].set(xlabel="wave number k", ylabel="growth rate", ylim=(-4, 0.6), xlim=(0, 1.6))
     axes[3].legend(fontsize=7)
-    return figure

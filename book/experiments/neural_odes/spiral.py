@@ -33,34 +33,22 @@ class Settings:
     starts: int = 6
 
 
-class Cubed(nn.Module):
-    """The velocity v(x³), where v is a network with one hidden layer."""
+class Network(nn.Module):
+    """The velocity v(x³), or v(x) with `power` one, where v has one hidden layer."""
 
-    def __init__(self, seed: int, width: int = Settings.width):
+    def __init__(self, seed: int, power: int = 3):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.net = MLP(2, width=width, hidden=1, time=False, generator=generator)
+        self.net = MLP(2, width=Settings.width, hidden=1, time=False, generator=generator)
+        self.power = power
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         """The velocity at x."""
-        return self.net(t, x**3)
-
-
-class Plain(nn.Module):
-    """The velocity v(x) with the same network, which has to find the cubes itself."""
-
-    def __init__(self, seed: int, width: int = Settings.width):
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.net = MLP(2, width=width, hidden=1, time=False, generator=generator)
-
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """The velocity at x."""
-        return self.net(t, x)
+        return self.net(t, x**self.power)
 
 
 class Linear(nn.Module):
-    """The velocity A x, or A x³ with `power` three, which is the form of the true one."""
+    """The velocity Ax, or Ax³ with `power` three, which is the form of the true one."""
 
     def __init__(self, seed: int, power: int = 1):
         super().__init__()
@@ -74,8 +62,8 @@ class Linear(nn.Module):
 
 
 KINDS: dict[str, Callable[[int], nn.Module]] = {
-    "spiral": Cubed,
-    "plain": Plain,
+    "spiral": Network,
+    "plain": partial(Network, power=1),
     "linear": Linear,
     "cubes": partial(Linear, power=3),
 }

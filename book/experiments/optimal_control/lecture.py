@@ -7,7 +7,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ctdl_lib.problems.classification import ellipses
@@ -79,11 +78,11 @@ def trained(seed: int, iterations: int) -> tuple[pontryagin.TrainingProblem, Ten
     return problem, solvers.solve(problem, start, iterations=iterations)
 
 
-def draw_panels(found: Results) -> Figure:
+def draw_panels(found: Results) -> None:
     """Draw data, features on their way with costates, and the classified plane."""
     problem, theta = trained(found.seed, 5 if found.quick else 150)
     data = ellipses(found.seed, train=200).train
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(8.8, 3.0))
+    _, (left, middle, right) = plt.subplots(1, 3, figsize=(8.8, 3.0))
     plotting.scatter(left, data.y, data.label)
     left.set(xlabel="data")
     u, p = (part[..., (1, 2)] for part in pontryagin.costates(problem, theta))
@@ -108,11 +107,11 @@ def draw_panels(found: Results) -> Figure:
     plotting.regions(right, classify, plotting.extent_of(data.y))
     plotting.scatter(right, data.y, data.label)
     right.set(xlabel="classes")
-    return figure
 
 
-def draw_needles(ax: Axes, found: Results) -> None:
+def draw_needles(found: Results) -> None:
     """Draw H of the layer with the largest gap between its own weights and better ones."""
+    _, ax = plt.subplots(figsize=(6.0, 2.8))
     problem, theta = trained(found.seed, 5 if found.quick else 1000)
     extremal = pontryagin.costates(problem, theta)
     starts = (theta, *principle.others(theta, found.seed))
@@ -133,8 +132,9 @@ def draw_needles(ax: Axes, found: Results) -> None:
     ax.legend(fontsize=7)
 
 
-def draw_hamiltonians(left: Axes, right: Axes, found: Results) -> None:
+def draw_hamiltonians(found: Results) -> None:
     """Draw the Hamiltonians along the layers of linear velocities and of ResNets."""
+    _, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.0))
     for net in found.linear[0].nets:
         left.plot(_times(net.H, 1.0), net.H, ".-", label=f"N = {len(net.H)}")
     for name in ("early", "trained", "polished"):
@@ -150,8 +150,9 @@ def _times(H: Sequence[float], horizon: float) -> list[float]:
     return [horizon * (k + 0.5) / len(H) for k in range(len(H))]
 
 
-def draw_sweeps(ax: Axes, found: Results) -> None:
+def draw_sweeps(found: Results) -> None:
     """Draw the median of J over seeds against work, with its range."""
+    _, ax = plt.subplots(figsize=(6.8, 3.6))
     for k, (method, curves) in enumerate(found.sweeps["curves"].items()):
         best = method != "plain MSA"
         band(ax, curves, plotting.COLORS[k], method, best=best)
@@ -175,8 +176,9 @@ def _sampled(curve: Sequence[Any], grid: Tensor, best: bool) -> Tensor:
     return values[index.clamp(min=0)]
 
 
-def draw_bits(ax: Axes, found: Results) -> None:
+def draw_bits(found: Results) -> None:
     """Draw the accuracies of networks with weights of one bit, one dot a seed."""
+    _, ax = plt.subplots(figsize=(6.4, 3.0))
     names = {"MSA": "maximum\nprinciple", "straight-through": "straight-\nthrough"}
     for k, kind in enumerate(bits.KINDS):
         values = found.bits[kind]
@@ -185,8 +187,9 @@ def draw_bits(ax: Axes, found: Results) -> None:
     ax.set(ylabel="accuracy in %", xlim=(-0.5, len(bits.KINDS) - 0.5))
 
 
-def draw_race(left: Axes, right: Axes, found: Results) -> None:
+def draw_race(found: Results) -> None:
     """Draw the median loss against work: the optimisers, and the readout free or eliminated."""
+    _, (left, right) = plt.subplots(1, 2, figsize=(8.8, 3.6), sharey=True)
     curves = found.race["curves"]
     for k, method in enumerate(race.JOINT):
         band(left, curves[method], plotting.COLORS[k], method)
@@ -199,8 +202,9 @@ def draw_race(left: Axes, right: Axes, found: Results) -> None:
     left.set_ylabel("least loss so far")
 
 
-def draw_steps(left: Axes, right: Axes, found: Results) -> None:
+def draw_steps(found: Results) -> None:
     """Draw learned step sizes, and the Hamiltonians with equal and with learned steps."""
+    _, (left, right) = plt.subplots(1, 2, figsize=(7.6, 2.7))
     row = found.steps["tanh"][0]
     layers = range(1, len(row.h) + 1)
     left.bar(list(layers), row.h, color=plotting.COLORS[0])

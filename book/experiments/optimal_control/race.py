@@ -52,56 +52,46 @@ def pose(seed: int) -> tuple[varpro.ReducedProblem, Tensor]:
     return reduced, functional.pad(start, (0, 1)).repeat(LAYERS, 1, 1)
 
 
-def gauss_newton(
-    problem: varpro.ReducedProblem, theta: Tensor, budget: int, damping: float
-) -> Iterator[list]:
-    """The pairs (work, loss) of Gauss–Newton–CG for θ and the readout together."""
+def joint(problem: varpro.ReducedProblem, theta: Tensor) -> tuple[Tensor, varpro.Parts]:
+    """The control and the best readout W for it as one vector, and the objective of both.
+
+    Its Gauss–Newton matrix is JᵀDJ + R″, where J is the derivative of the logits by both.
+    """
     shape, n, W = theta.shape, theta.numel(), varpro.evaluate(problem, theta).W
-    columns = W.shape[1]
-    p = torch.cat([theta.flatten(), W.flatten()])
-
-    def parts(p: Tensor) -> tuple[Tensor, Tensor]:
-        return p[:n].view(shape), p[n:].view(problem.outputs, columns)
-
-    def logits(p: Tensor) -> Tensor:
-        theta, W = parts(p)
-        return varpro.logits(W, problem.features(theta))
-
-    def penalty(p: Tensor) -> Tensor:
-        theta, W = parts(p)
-        return problem.alpha / 2 * W.square().sum() + problem.regularizer(theta)
-
     ell = lambda z: cross_entropy(z, problem.label)  # noqa: E731
 
-    def curved(p: Tensor, z: Tensor, pull: Callable, v: Tensor) -> Tensor:
-        bent = jvp(grad(ell), (z,), (jvp(logits, (p,), (v,))[1],))[1]
-        return pull(bent)[0] + jvp(grad(penalty), (p,), (v,))[1] + damping * v
+    def logits(p: Tensor) -> Tensor:
+        return varpro.logits(p[n:].view_as(W), problem.features(p[:n].view(shape)))
 
-    value = lambda p: (ell(logits(p)) + penalty(p)).item()  # noqa: E731
-    work, loss = 1, value(p)
-    while work < budget:
-        yield [work, loss]
+    def penalty(p: Tensor) -> Tensor:
+        return problem.alpha / 2 * p[n:].square().sum() + problem.regularizer(p[:n].view(shape))
+
+    def evaluate(_: varpro.ReducedProblem, p: Tensor, start: Tensor | None) -> varpro.Point:
         z, pull = vjp(logits, p)[:2]
-        g = pull(grad(ell)(z))[0] + grad(penalty)(p)
-        product = partial(curved, p, z, pull)
-        size = g.norm().item()
-        d, products = varpro.conjugate_gradients(product, -g, PRODUCTS, min(0.5, size**0.5))
-        work += 1 + 3 * products
-        for k in range(30):
-            trial, work = p + 0.5**k * d, work + 1
-            found = value(trial)
-            if found <= loss + 1e-4 * 0.5**k * (g @ d).item():
-                p, loss = trial, found
-                break
-        else:
-            return
+        return varpro.Point(p, z.detach(), pull, p[n:], (ell(z) + penalty(p)).item(), 0)
+
+    def gradient(_: varpro.ReducedProblem, point: varpro.Point) -> Tensor:
+        return point.pullback(grad(ell)(point.u))[0] + grad(penalty)(point.theta)
+
+    def curvature(_: varpro.ReducedProblem, point: varpro.Point) -> Callable[[Tensor], Tensor]:
+        def product(v: Tensor) -> Tensor:
+            bent = jvp(grad(ell), (point.u,), (jvp(logits, (point.theta,), (v,))[1],))[1]
+            return point.pullback(bent)[0] + jvp(grad(penalty), (point.theta,), (v,))[1]
+
+        return product
+
+    return torch.cat([theta.flatten(), W.flatten()]), varpro.Parts(evaluate, gradient, curvature)
 
 
-def projected_gauss_newton(
-    problem: varpro.ReducedProblem, theta: Tensor, budget: int, damping: float
+def gauss_newton(
+    problem: varpro.ReducedProblem,
+    theta: Tensor,
+    budget: int,
+    damping: float,
+    parts: varpro.Parts = varpro.PROJECTED,
 ) -> Iterator[list]:
-    """The same with the readout eliminated; a Newton step for it counts one layer."""
-    how = {"steps": budget, "damping": damping, "cg": PRODUCTS}
+    """The pairs (work, loss) of Gauss–Newton–CG; a Newton step for the readout counts a layer."""
+    how = {"steps": budget, "damping": damping, "cg": PRODUCTS, "parts": parts}
     for step in varpro.gauss_newton(problem, theta, **how):
         work = sum(step.work[:3]) + step.work.newton / LAYERS
         yield [work, step.loss]
@@ -146,12 +136,13 @@ def run(method: str, seed: int, budget: int, setting: float = 0.0) -> Curve:
     if method == "SGD":
         return stochastic(seed, budget, setting)
     problem, start = pose(seed)
+    p, parts = joint(problem, start)
     ways: dict[str, Callable[[], Any]] = {
         "Adam": partial(first_order, problem, start, budget, rate=setting),
         "L-BFGS": partial(first_order, problem, start, budget),
         "L-BFGS, projected": partial(first_order, problem, start, budget, project=True),
-        "Gauss–Newton": partial(gauss_newton, problem, start, budget, setting),
-        "Gauss–Newton, projected": partial(projected_gauss_newton, problem, start, budget, setting),
+        "Gauss–Newton": partial(gauss_newton, problem, p, budget, setting, parts),
+        "Gauss–Newton, projected": partial(gauss_newton, problem, start, budget, setting),
     }
     return [[work, loss] for work, loss in ways[method]() if work <= budget]
 

@@ -158,6 +158,17 @@ def curvature(problem: ReducedProblem, point: Point) -> Callable[[Tensor], Tenso
     return product
 
 
+class Parts(NamedTuple):
+    """What Gauss–Newton needs of a problem: a point, the gradient there, and products with G."""
+
+    evaluate: Callable[[ReducedProblem, Tensor, Tensor | None], Point]
+    gradient: Callable[[ReducedProblem, Point], Tensor]
+    curvature: Callable[[ReducedProblem, Point], Callable[[Tensor], Tensor]]
+
+
+PROJECTED = Parts(evaluate, reduced_gradient, curvature)
+
+
 def gauss_newton(
     problem: ReducedProblem,
     theta: Tensor,
@@ -166,6 +177,7 @@ def gauss_newton(
     cg: int = 10,
     damping: float = 0.0,
     tol: float = 1e-8,
+    parts: Parts = PROJECTED,
 ) -> Iterator[Iteration]:
     """The iterates of Gauss–Newton–CG with line search for φ, started at `theta`.
 
@@ -175,28 +187,25 @@ def gauss_newton(
         cg: the largest number of products with G per step. CG stops earlier if the relative
             residual is at most min(½, √‖∇φ‖).
         damping: the multiple of the identity that is added to G.
+        parts: what is minimised; by default φ, from which the readout is eliminated.
 
     Reference: newman2021train.
     """
-    point = evaluate(problem, theta.detach())
+    point = parts.evaluate(problem, theta.detach(), None)
     work = Work(1, 0, 0, point.newton)
     for index in range(steps + 1):
-        g = reduced_gradient(problem, point)
+        g = parts.gradient(problem, point)
         work = work._replace(adjoint=work.adjoint + 1)
         norm = g.norm().item()
         yield Iteration(index, point.value, norm, work, point.theta, point.W)
         if norm <= tol or index == steps:
             return
-        G = curvature(problem, point)
+        G = parts.curvature(problem, point)
         d, products = conjugate_gradients(
             lambda v, G=G: G(v) + damping * v, -g, cg, min(0.5, norm**0.5)
         )
-        trials = []
-        for k in range(30):
-            trials.append(evaluate(problem, point.theta + 0.5**k * d, point.W))
-            if _decreases(trials[-1].value, point.value, 0.5**k * (g * d).sum().item()):
-                break
-        else:
+        trials = _searched(problem, point, d, (g * d).sum().item(), parts)
+        if not trials:
             return
         work = Work(
             work.forward + len(trials) + products,  # torch's jvp repeats the forward pass
@@ -205,6 +214,18 @@ def gauss_newton(
             work.newton + sum(trial.newton for trial in trials),
         )
         point = trials[-1]
+
+
+def _searched(
+    problem: ReducedProblem, point: Point, d: Tensor, slope: float, parts: Parts
+) -> list[Point]:
+    """The points tried along d, the last of which decreases enough; none if no point does."""
+    trials = []
+    for k in range(30):
+        trials.append(parts.evaluate(problem, point.theta + 0.5**k * d, point.W))
+        if _decreases(trials[-1].value, point.value, 0.5**k * slope):
+            return trials
+    return []
 
 
 def first_order(

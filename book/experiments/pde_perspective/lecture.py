@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ctdl_lib import metrics
@@ -72,8 +70,9 @@ def wave(t: object, x: Tensor) -> Tensor:
     return torch.sin(2 * x)
 
 
-def draw_line(ax: Axes) -> None:
+def draw_line() -> None:
     """Draw u(t, x) for a field on the line, with characteristics on it."""
+    _, ax = plt.subplots(figsize=(6.8, 3.4))
     times = torch.linspace(0, 1, 101, dtype=schemes.DOUBLE)
     x = torch.linspace(-2.4, 2.4, 201, dtype=schemes.DOUBLE)[:, None]
     u = [
@@ -90,9 +89,9 @@ def draw_line(ax: Axes) -> None:
     ax.grid(False)
 
 
-def draw_strip(found: Results) -> Figure:
+def draw_strip(found: Results) -> None:
     """Draw the score and the features on the way from t = T to t = 0."""
-    figure, axes = plt.subplots(1, len(STRIP), figsize=(8.6, 2.5), sharey=True)
+    _, axes = plt.subplots(1, len(STRIP), figsize=(8.6, 2.5), sharey=True)
     grid, net = moons.square(SHOWN if len(found.sizes) > 2 else 33), found.net
     u = moons.score(net, grid.points(dtype=schemes.DOUBLE)).reshape(grid.shape)
     path, before = net.path(found.y), moons.T
@@ -106,11 +105,11 @@ def draw_strip(found: Results) -> Figure:
         ax.pcolormesh(*mesh(grid), u, **how)
         plotting.scatter(ax, path[round(t / net.h)], found.label)
         ax.set(xlabel=f"t = {t:g}", xlim=(-2.5, 3.5), ylim=(-2.75, 3.25), xticks=[], yticks=[])
-    return figure
 
 
-def draw_boundaries(left: Axes, right: Axes, found: Results) -> None:
+def draw_boundaries(found: Results) -> None:
     """Draw the network's decision, and the zero level by both schemes on two grids."""
+    _, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.4), sharey=True)
     for ax, m in ((left, found.sizes[0]), (right, found.sizes[-1])):
         classify = lambda x: metrics.predict(found.net(x.double()))  # noqa: E731
         plotting.regions(ax, classify, (-1.5, 2.5, -1.25, 1.75))
@@ -124,8 +123,9 @@ def draw_boundaries(left: Axes, right: Axes, found: Results) -> None:
     right.legend(handles=right.get_lines(), loc="upper left", frameon=True, fontsize=7)
 
 
-def draw_orders(ax: Axes, found: Results) -> None:
+def draw_orders(found: Results) -> None:
     """Draw the largest errors under refinement, and lines of slope one and two."""
+    _, ax = plt.subplots(figsize=(5.4, 3.0))
     spacings = [schemes.spacing(m) for m in found.sizes]
     W = torch.tensor([[1.0, 0.5]], dtype=schemes.DOUBLE)
     for name, order, marks in (("semi-Lagrangian", 2, "o--"), ("upwind", 1, "^:")):
@@ -139,8 +139,9 @@ def draw_orders(ax: Axes, found: Results) -> None:
     ax.legend(fontsize=7)
 
 
-def draw_peaks(ax: Axes) -> None:
+def draw_peaks() -> None:
     """Draw what upwind differences make of a step, for three Courant numbers."""
+    _, ax = plt.subplots(figsize=(6.4, 2.8))
     grid, distance = Grid((0.0,), (60.0,), 61), 30
     x = grid.points(dtype=schemes.DOUBLE)[:, 0]
     ones = lambda t, x: torch.ones_like(x)  # noqa: E731
@@ -152,9 +153,9 @@ def draw_peaks(ax: Axes) -> None:
     ax.legend(fontsize=7)
 
 
-def draw_densities(found: Results) -> Figure:
+def draw_densities(found: Results) -> None:
     """Draw a density on a grid, with particles, before and after a random layer."""
-    figure, axes = plt.subplots(1, 3, figsize=(8.6, 2.8), sharey=True)
+    _, axes = plt.subplots(1, 3, figsize=(8.6, 2.8), sharey=True)
     f, x = schemes.random_layer(moons.SEEDS[0])
     grid = schemes.box(found.sizes[-1])
     start = schemes.bump(grid.points(dtype=schemes.DOUBLE)).reshape(grid.shape)
@@ -167,4 +168,3 @@ def draw_densities(found: Results) -> Figure:
         ax.plot(*end[:150].T, ".", ms=2, color="white")
         ax.set(title=f"t = {t:g}", xlim=(-2.2, 2.8), ylim=(-1.5, 2.2), xticks=[], yticks=[])
         ax.grid(False)
-    return figure
