@@ -212,6 +212,23 @@ def test_tables_show_number_control_and_verdict():
     assert "| a number (a slide)<br>`m` | – | 3 | 1 |" in text
 
 
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([0.0004293, 0.0005071, 0.0003582], "0.000432 ± 7.4e-05"),
+        ([98.41, 98.94], "98.67 ± 0.37"),
+        ([1234, 1790, 800], "1275 ± 496"),
+        ([3e-17, -4e-17], "< 1e-12"),
+        ([1.2, 3.9], "2.5 ± 1.9"),
+        ([25.0, 25.0], "25 ± 0"),
+        ([0.1], "0.1"),
+    ],
+)
+def test_a_mean_is_shown_to_the_second_digit_of_its_spread(values, shown):
+    """Further digits, and those of rounding errors, differ between machines."""
+    assert claims.control(claim([0.5, 0.6], below(1), values)).endswith(f": {shown}")
+
+
 def test_the_least_favourable_verdict_decides():
     assert claims.combined(["supported", "refuted", "undecided"]) == "refuted"
     assert claims.combined(["better than published", "supported"]) == "supported"

@@ -36,6 +36,7 @@ KEYS = (
     *("spread", "seeds", "unit", "verdict"),
 )
 DIGITS = 4  # more than any row needs, and equal on every machine
+ROUND_OFF = 1e-12  # a number below it is rounding error, whose digits differ between machines
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -418,12 +419,25 @@ def _published(row: Row) -> str:
 
 
 def _mean(values: Sequence[float]) -> str:
-    deviation = f" ± {spread_of(values):.2g}" if len(values) > 1 else ""
-    return f"{sum(values) / len(values):.4g}{deviation}"
+    mean, spread = sum(values) / len(values), spread_of(values)
+    if len(values) == 1 or max(abs(mean), spread) < ROUND_OFF:
+        return _number(mean)
+    digits = _place(mean) - _place(spread) + 2 if spread else DIGITS  # to its second digit
+    return f"{_number(mean, digits)} ± {_number(spread, 2)}"
 
 
-def _number(number: float | None) -> str:
-    return "–" if number is None else f"{number:.4g}"
+def _place(number: float) -> int:
+    """The power of ten of the first digit of a number."""
+    return math.floor(math.log10(abs(number))) if number else 0
+
+
+def _number(number: float | None, digits: int = DIGITS) -> str:
+    """A number to so many significant digits, which are at least two, and at most four."""
+    if number is None:
+        return "–"
+    if 0 < abs(number) < ROUND_OFF:
+        return f"< {ROUND_OFF:g}"
+    return f"{number:.{min(DIGITS, max(2, digits, _place(number) + 1))}g}"
 
 
 def _row(row: Any, *, criterion: Any, control: Any, verdict: str | None) -> dict[str, Any]:

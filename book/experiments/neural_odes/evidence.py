@@ -494,15 +494,15 @@ def duel_table(e: Evidence) -> str:
 def annuli_table(e: Evidence) -> str:
     """Loss, accuracy, evaluations and stretch by additional dimensions, as a Markdown table."""
     middle = len(e.annuli[augmentation.PLAIN][0].loss) // 2 - 1
-    lines = ["| | loss, 20 epochs | loss, 40 | accuracy | evaluations | stretch |"]
+    lines = ["| | loss, epoch 20 | epoch 40 | accuracy, % | evaluations | log₁₀ stretch |"]
     lines.append("|---|---:|---:|---:|---:|---:|")
     for kind, found in e.annuli.items():
         cells = [
             _mean([h.loss[middle] for h in found]),
             _mean([h.loss[-1] for h in found]),
-            _mean([h.accuracy[-1] for h in found], ".2f") + " %",
-            _mean([h.evaluations[-1] for h in found], ".1f"),
-            _mean([h.stretch for h in found]),
+            _mean([h.accuracy[-1] for h in found], ".2f"),
+            f"{fmean(h.evaluations[-1] for h in found):.0f}",
+            _mean([log10(h.stretch) for h in found], ".2f"),
         ]
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

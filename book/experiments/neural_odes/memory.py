@@ -48,8 +48,8 @@ def peaks(steps: Sequence[int] = STEPS) -> dict[str, list[int]]:
         return instruments.peak_bytes(lambda: gradient(n, way))
 
     def undone(n: int) -> None:
-        K = (0.1 * torch.ones(n, 4, 4)).requires_grad_()
-        b = torch.zeros(n, 4).requires_grad_()
+        K = torch.full((n, 4, 4), 0.1, dtype=x.dtype).requires_grad_()
+        b = torch.zeros(n, 4, dtype=x.dtype).requires_grad_()
         y, z = reversible(architectures()["hamiltonian"], 1 / n, (x[:, :4], x[:, 4:]), (K, b))
         (y.square().mean() + z.square().mean()).backward()
 
