@@ -55,6 +55,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
 
 
 PAGES = chapters.with_evidence(chapters.all_chapters())
+EVIDENCE = [page for page in PAGES if page.name.startswith("evidence/")]
 
 
 @pytest.mark.parametrize("chapter", PAGES, ids=lambda c: c.name)
@@ -64,7 +65,7 @@ def test_chapter_runs_in_smoke_and_saves_nothing(chapter, tmp_path):
     before = fingerprint(results)
     # not beside the results: a reader may start a notebook from anywhere
     (tmp_path / "elsewhere").mkdir()
-    chapters.run_notebook(
+    notebook = chapters.run_notebook(
         chapters.read_text(chapter),
         tmp_path / chapter.notebook.name,
         cwd=tmp_path / "elsewhere",
@@ -73,6 +74,12 @@ def test_chapter_runs_in_smoke_and_saves_nothing(chapter, tmp_path):
     )
     assert fingerprint(results) == before
     assert not list((tmp_path / "elsewhere").iterdir())
+    for table in "\n\n".join(tables(notebook)).split("\n\n"):
+        rows = [line for line in table.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in rows}) <= 1
+    if chapter in EVIDENCE:
+        shown = "\n".join(tables(notebook))
+        assert [claim["id"] for claim in chapter.claims if f"`{claim['id']}`" not in shown] == []
 
 
 def test_papermill_runs_a_chapter_from_another_folder(tmp_path):

@@ -274,13 +274,3 @@ def test_a_coarse_landscape_has_many_minimisers_and_a_fine_one_a_single_one():
     assert len(landscape.minimisers(y, target, evidence.COARSE, starts)) >= 3
     (only,) = landscape.minimisers(y, target, evidence.FINE, starts)
     assert (only - 1).abs().max() < 0.1
-
-
-def test_a_smoke_run_makes_all_rows_and_leaves_no_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(evidence, "Store", lambda chapter, run: store(tmp_path))
-    found = evidence.gather("smoke")
-    ids = [row.id for row in evidence.rows(found)]
-    assert len(set(ids)) == len(ids)
-    assert not list(tmp_path.rglob("*"))
-    for table in (evidence.price_table(found), evidence.digits_table(found)):
-        assert len({line.count("|") for line in table.splitlines()}) == 1

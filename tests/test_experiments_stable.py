@@ -232,17 +232,3 @@ def test_architectures_choose_without_the_reported_seeds(tmp_path, monkeypatch):
     assert found.lr == 0.05
     assert {seed for *_, seed in used[:8]} == set(competition.TRIED)
     assert [seed for *_, seed in used[8:]] == [10, 11]
-
-
-def test_a_smoke_run_makes_all_rows_and_leaves_no_file(tmp_path, monkeypatch):
-    for module in (evidence, lecture):
-        monkeypatch.setattr(module, "Store", lambda chapter, run: store(tmp_path))
-    found = evidence.gather("smoke")
-    rows = evidence.rows(found)
-    assert len({row.id for row in rows}) == len(rows)
-    assert {row.id for row in rows if isinstance(row, Claim)} >= set(lecture.SENTENCES)
-    lecture.results("smoke")
-    assert not list(tmp_path.rglob("*"))
-    tables = [evidence.plane_table, evidence.image_table, evidence.attack_table]
-    for table in (make(found) for make in [*tables, evidence.decay_table]):
-        assert len({line.count("|") for line in table.splitlines()}) == 1

@@ -251,17 +251,22 @@ def test_solutions_are_collapsed_until_asked_for(page):
 # --- the files ----------------------------------------------------------------------------------
 
 
+@functools.cache
+def links_and_anchors(path: Path) -> tuple[list[str], set[str]]:
+    """The targets of all links of a page, and its ids."""
+    soup = BeautifulSoup(path.read_text("utf-8"), "html.parser")
+    targets = [str(link["href"]) for link in soup.find_all("a", href=True)]
+    return targets, {str(element["id"]) for element in soup.find_all(id=True)}
+
+
 def links(site: Path, name: str) -> list[str]:
     """The targets of all links of a page."""
-    soup = BeautifulSoup((site / f"{name}.html").read_text("utf-8"), "html.parser")
-    return [str(link["href"]) for link in soup.find_all("a", href=True)]
+    return links_and_anchors(site / f"{name}.html")[0]
 
 
-@functools.cache
 def anchors(path: Path) -> set[str]:
     """The ids of a page."""
-    soup = BeautifulSoup(path.read_text("utf-8"), "html.parser")
-    return {str(element["id"]) for element in soup.find_all(id=True)}
+    return links_and_anchors(path)[1]
 
 
 @pytest.mark.parametrize("name", [*PAGES, "index", "genindex", "search"])

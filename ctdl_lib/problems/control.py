@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -196,16 +197,19 @@ def on_grid(problem: Obstacle, grid: Grid, *, times: int) -> Potential:
     S = torch.as_tensor(sigma, dtype=torch.float64)
     S = S @ S.T if S.dim() == 2 else S**2 * torch.eye(2, dtype=torch.float64)
 
+    points = grid.points(dtype=torch.float64)
+    at = lru_cache(1)(lambda t: known.derivatives(t, points, sigma))  # asked for thrice a time
+
     def rate(t: float, x: Tensor, p: Tensor) -> Tensor:
-        K = known.derivatives(t, x, sigma)
+        K = at(t)
         return hamiltonian(problem, t, x, K.dx + p) + K.dt + 0.5 * K.laplacian
 
     t = torch.linspace(0.0, problem.horizon, times + 1, dtype=torch.float64)
-    x, w = grid.points(dtype=torch.float64), torch.zeros(grid.shape, dtype=torch.float64)
+    w = torch.zeros(grid.shape, dtype=torch.float64)
     fallen = t.flip(0).tolist()
     w = hamilton_jacobi(rate, w, grid, fallen, covariance=S if S.any() else None).flip(0)
     shares = w[:-1] / (problem.horizon - t[:-1]).reshape(-1, 1, 1)
-    end = problem.hill(x).reshape(1, *grid.shape)  # w/(T − t) tends to −∂ₜw(T), which is the hill
+    end = problem.hill(points).reshape(1, *grid.shape)  # w/(T − t) tends to −∂ₜw(T), which is the hill
     table = AutodiffPotential(_Table(grid, problem.horizon, torch.cat([shares, end])))
     return PinnedPotential(known, table, horizon=problem.horizon)
 

@@ -13,12 +13,17 @@ from ctdl_lib.dynamics import divergence, integrate
 from ctdl_lib.references import advection
 from ctdl_lib.references.advection import Grid, characteristics, semi_lagrangian, upwind
 from machinery import instruments
-from machinery.store import Store
+from machinery.store import Run, Store
 
 DOUBLE = torch.float64
 SIZES = (33, 65, 129, 257)
 SCHEMES: dict[str, Callable] = {"semi-Lagrangian": semi_lagrangian, "upwind": upwind}
 Field = Callable[[Any, Tensor], Tensor]
+
+
+def sizes(run: Run) -> Sequence[int]:
+    """The nodes along a side of the grids; a trial run has two of them."""
+    return SIZES[:2] if run == "smoke" else SIZES
 
 
 def box(nodes: int) -> Grid:
