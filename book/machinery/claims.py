@@ -422,6 +422,7 @@ def _mean(values: Sequence[float]) -> str:
     mean, spread = sum(values) / len(values), spread_of(values)
     if len(values) == 1 or max(abs(mean), spread) < ROUND_OFF:
         return _number(mean)
+    spread = 0.0 if spread < ROUND_OFF else spread
     digits = _place(mean) - _place(spread) + 2 if spread else DIGITS  # to its second digit
     return f"{_number(mean, digits)} ± {_number(spread, 2)}"
 
@@ -437,7 +438,8 @@ def _number(number: float | None, digits: int = DIGITS) -> str:
         return "–"
     if 0 < abs(number) < ROUND_OFF:
         return f"< {ROUND_OFF:g}"
-    return f"{number:.{min(DIGITS, max(2, digits, _place(number) + 1))}g}"
+    text = f"{number:.{min(DIGITS, max(2, digits, _place(number) + 1))}g}"
+    return f"{float(text):.0f}" if 1e4 <= abs(number) < 1e7 else text
 
 
 def _row(row: Any, *, criterion: Any, control: Any, verdict: str | None) -> dict[str, Any]:
