@@ -130,6 +130,19 @@ def test_the_stored_gaps_are_those_of_the_stored_weights():
         assert again.gap == pytest.approx(row.gap, abs=1e-4)
 
 
+def test_the_stored_beliefs_are_those_of_the_stored_weights():
+    torch.set_default_dtype(torch.float32)
+    store = Store("07_ot_flow", "saved")
+    kept = evidence.beliefs(store, 0, None, evidence.POINTS, "cpu")
+    x = densities.held_out("2spirals", evidence.POINTS)
+    again = densities.belief(store, "2spirals", 31, x)
+    (row,) = (b for b in kept if (b.density, b.seed) == ("2spirals", 31))
+    assert dataclasses.astuple(again) == pytest.approx(dataclasses.astuple(row), abs=1e-4)
+    gaps = {(g.density, g.seed): g.gap for g in densities.gaps(store, points=evidence.POINTS)}
+    own = [b for b in kept if not b.variant]
+    assert [b.gap for b in own] == pytest.approx([gaps[b.density, b.seed] for b in own], abs=1e-4)
+
+
 @pytest.mark.parametrize(("variant", "seed"), [("fixed", 31), ("stronger", 30)])
 def test_a_finer_solve_changes_no_gap_and_a_coarse_one_flatters(variant, seed):
     torch.set_default_dtype(torch.float32)

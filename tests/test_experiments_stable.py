@@ -8,15 +8,12 @@ from ctdl_lib.networks.resnets import reversible
 from experiments.stable_architectures import (
     attacks,
     competition,
-    evidence,
     growth,
     images,
-    lecture,
     multilevel,
     reversal,
 )
 from experiments.stable_architectures.robustness import local_lipschitz, pgd
-from machinery.claims import Claim
 from machinery.store import Store
 
 

@@ -20,7 +20,7 @@ def test_the_peak_counts_what_is_alive_at_one_time():
 
 
 def test_few_states_need_memory_that_hardly_grows():
-    found = memory.peaks((16, 64))
+    found = memory.peaks((8, 32))
     growth = {way: few_many[1] - few_many[0] for way, few_many in found.items()}
     assert growth["through"] > 20 * growth["recompute, all states"]
     assert growth["recompute, all states"] > 4 * growth["recompute, √N states"]

@@ -209,7 +209,8 @@ def on_grid(problem: Obstacle, grid: Grid, *, times: int) -> Potential:
     fallen = t.flip(0).tolist()
     w = hamilton_jacobi(rate, w, grid, fallen, covariance=S if S.any() else None).flip(0)
     shares = w[:-1] / (problem.horizon - t[:-1]).reshape(-1, 1, 1)
-    end = problem.hill(points).reshape(1, *grid.shape)  # w/(T − t) tends to −∂ₜw(T), which is the hill
+    # at the end w/(T − t) tends to −∂ₜw(T), which is the hill
+    end = problem.hill(points).reshape(1, *grid.shape)
     table = AutodiffPotential(_Table(grid, problem.horizon, torch.cat([shares, end])))
     return PinnedPotential(known, table, horizon=problem.horizon)
 

@@ -117,7 +117,7 @@ def gather(run: Run, device: str = "cpu", seed: int = 0) -> Evidence:
 def beliefs(
     store: Store, seed: int, few: int | None, points: int, device: str
 ) -> list[densities.Belief]:
-    """What the trainings of the two hard densities believed at their end, measured once and kept."""
+    """What the trainings of the two hard densities believed at their end, and what is true."""
     cases = [(name, "", densities.seeds_of(name, seed, few)) for name in HARD]
     cases[1:1] = [
         (HARD[0], variant, [seed + s for s in seeds[:few]])

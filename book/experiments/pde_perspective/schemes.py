@@ -21,7 +21,7 @@ SCHEMES: dict[str, Callable] = {"semi-Lagrangian": semi_lagrangian, "upwind": up
 Field = Callable[[Any, Tensor], Tensor]
 
 
-def sizes(run: Run) -> Sequence[int]:
+def sizes(run: Run) -> tuple[int, ...]:
     """The nodes along a side of the grids; a trial run has two of them."""
     return SIZES[:2] if run == "smoke" else SIZES
 
