@@ -56,6 +56,12 @@ def fingerprint(folder: Path) -> dict[str, str]:
 
 PAGES = chapters.with_evidence(chapters.all_chapters())
 EVIDENCE = [page for page in PAGES if page.name.startswith("evidence/")]
+BORDER = re.compile(r"(?<!\\)\|")
+# The rows of 256 layers, of most numbers of steps, and of more than two dimensions, which a trial
+# run does not try.
+LEFT_OUT = {"pde.cost.d3", "pde.cost.d4"}
+LEFT_OUT |= {f"resnet.digits.{row}.256" for row in ("skip_gain", "plain")}
+LEFT_OUT |= {f"node.time.{when}.rk4.{n}" for when in ("at_first", "trained") for n in (60, 120)}
 
 
 @pytest.mark.parametrize("chapter", PAGES, ids=lambda c: c.name)
@@ -76,10 +82,11 @@ def test_chapter_runs_in_smoke_and_saves_nothing(chapter, tmp_path):
     assert not list((tmp_path / "elsewhere").iterdir())
     for table in "\n\n".join(tables(notebook)).split("\n\n"):
         rows = [line for line in table.splitlines() if line.startswith("|")]
-        assert len({line.count("|") for line in rows}) <= 1
+        assert len({len(BORDER.findall(line)) for line in rows}) <= 1
     if chapter in EVIDENCE:
         shown = "\n".join(tables(notebook))
-        assert [claim["id"] for claim in chapter.claims if f"`{claim['id']}`" not in shown] == []
+        missing = {claim["id"] for claim in chapter.claims if f"`{claim['id']}`" not in shown}
+        assert missing == LEFT_OUT & {claim["id"] for claim in chapter.claims}
 
 
 def test_papermill_runs_a_chapter_from_another_folder(tmp_path):

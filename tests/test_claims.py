@@ -1,5 +1,6 @@
 """Verdicts follow from numbers: intervals against SciPy, controls that count, rows that turn."""
 
+import dataclasses
 import json
 import math
 import re
@@ -210,6 +211,13 @@ def test_tables_show_number_control_and_verdict():
     assert "it is small (a slide)</span><br>`a.b` | 0.2 ± 0.1 | below 1 | idle: 9.1 ± 0.1" in text
     assert "*supported*: the criterion is met and the control fails" in text
     assert "| a number (a slide)<br>`m` | – | 3 | 1 |" in text
+
+
+def test_a_bar_in_a_statement_is_no_border_of_a_cell():
+    row = dataclasses.replace(claim([0.5], below(1)), statement="|f| is small")
+    (line,) = claims.table([row]).splitlines()[2:]
+    assert r"\|f\| is small" in line
+    assert len(re.findall(r"(?<!\\)\|", line)) == 6
 
 
 @pytest.mark.parametrize(

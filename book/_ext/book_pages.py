@@ -75,9 +75,8 @@ def sentence_lines(chapters: list[Chapter]) -> list[str]:
         verdict = claims.combined([judge.verdict for judge in judges])
         deciding = next((judge for judge in judges if judge.verdict == verdict), None)
         shown = f"{claims.value(deciding)}; {claims.control(deciding)}" if deciding else ""
-        lines.append(
-            f"| {sentence['slide']} ({link}) | {sentence['says']} | *{verdict}* | {shown} |"
-        )
+        where = f"{sentence['slide']} ({link})"
+        lines.append(claims.line_of(where, sentence["says"], f"*{verdict}*", shown))
     return lines
 
 

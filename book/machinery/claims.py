@@ -370,10 +370,14 @@ def table(rows: Iterable[Row]) -> str:
 def _judged_table(rows: Sequence[Claim]) -> str:
     head = "| statement | ours | criterion | control | verdict |\n|---|---:|---|---|---|"
     lines = [
-        f'| <span class="statement">{row.statement} ({row.source}){_published(row)}</span><br>'
-        f"`{row.id}`{' (finding)' if row.kind == 'finding' else ''} | {value(row)}"
-        f" | {row.criterion.words} | {control(row)}"
-        f" | *{row.verdict}*: {row.reason} |"
+        line_of(
+            f'<span class="statement">{row.statement} ({row.source}){_published(row)}</span><br>'
+            f"`{row.id}`{' (finding)' if row.kind == 'finding' else ''}",
+            value(row),
+            row.criterion.words,
+            control(row),
+            f"*{row.verdict}*: {row.reason}",
+        )
         for row in rows
     ]
     return "\n".join([head, *lines]) if rows else ""
@@ -382,11 +386,20 @@ def _judged_table(rows: Sequence[Claim]) -> str:
 def _measured_table(rows: Sequence[Measurement]) -> str:
     head = "| measured | published | ours | seeds |\n|---|---:|---:|---:|"
     lines = [
-        f"| {row.statement} ({row.source})<br>`{row.id}` | {_number(row.published)} | {value(row)}"
-        f" | {row.seeds} |"
+        line_of(
+            f"{row.statement} ({row.source})<br>`{row.id}`",
+            _number(row.published),
+            value(row),
+            str(row.seeds),
+        )
         for row in rows
     ]
     return "\n".join([head, *lines]) if rows else ""
+
+
+def line_of(*cells: str) -> str:
+    """A line of a Markdown table, in which a bar inside of a cell is no border."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def value(row: Row) -> str:

@@ -95,7 +95,7 @@ def _principle_rows(e: Evidence) -> Iterator[Row]:
     yield Claim(
         "control.pmp.gap",
         "Pontryagin: along a trained network the Hamiltonian is minimal (gap over objective)",
-        f"{SLIDE}; {IMPROVEMENTS}; Li et al. 2018",
+        f"{IMPROVEMENTS}; Benning et al. 2019, Li et al. 2018",
         ours=gaps("trained"),
         criterion=below(0.05),
         control=Control("after twenty iterations", gaps("early")),
@@ -125,7 +125,7 @@ def _limit_rows(e: Evidence) -> Iterator[Row]:
     yield Claim(
         "control.hamiltonian.constant",
         "Along an optimal path the Hamiltonian is constant: order at which it flattens (linear)",
-        f"{SLIDE}; Li et al. 2018",
+        f"{IMPROVEMENTS}; Benning et al. 2019, Li et al. 2018",
         ours=[principle.flattening([net.spread for net in limit.nets]) for limit in linear],
         criterion=within(0.8, 1.2),
         control=Control(

@@ -1,6 +1,7 @@
 """Convolutional networks of 56 layers in three stages, with and without skips."""
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -8,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from ctdl_lib import metrics
@@ -74,7 +76,7 @@ class Study:
 
 
 class Block(nn.Module):
-    """The map u ↦ σ(Pu + F(u)), F(u) = B₂K₂σ(B₁K₁u), or u ↦ σ(F(u)) without a skip.
+    """The map u ↦ σ(Pu + R(u)), R(u) = B₂K₂σ(B₁K₁u), or u ↦ σ(R(u)) without a skip.
 
     K₁ and K₂ are convolutions with 3 × 3 pixels, B₁ and B₂ normalise each channel over the batch,
     and σ is the positive part. Without normalisation B₁ and B₂ are the identity, and σ is tanh, for
@@ -174,9 +176,9 @@ def accuracy(net: nn.Module, samples: Samples) -> float:
 
 
 def plane(net: nn.Sequential, samples: Samples, seed: int, side: int) -> list[list[float]]:
-    """The cross-entropy on the slice θ + a d₁ + b d₂ with |a|, |b| ≤ 1.
+    """The cross-entropy on the slice θ + a δ₁ + b δ₂ with |a|, |b| ≤ 1.
 
-    The directions d₁ and d₂ are random, with the norms of the network's own filters. Channels are
+    The directions δ₁ and δ₂ are random, with the norms of the network's own filters. Channels are
     normalised over the given samples, as in training.
     """
     net = copy.deepcopy(net).train()  # its running means must not see the shifted weights
@@ -230,3 +232,22 @@ def studies(store: Store, seeds: Sequence[int]) -> dict[str, Study]:
 def minima(study: Study) -> list[int]:
     """The numbers of interior minima of the slices, one a seed."""
     return [int(landscape.interior_minima(torch.tensor(p)).sum()) for p in study.planes]
+
+
+def linear(store: Store, seeds: Sequence[int]) -> list[float]:
+    """The control: the accuracies of a logistic regression of the pixels."""
+    iterations = 2 if store.run == "smoke" else 200
+
+    def score(seed: int) -> float:
+        data, test = images(seed)
+        # a logistic regression that is stopped has not converged, which a trial run accepts
+        with warnings.catch_warnings(action="ignore"):
+            model = LogisticRegression(C=0.01, max_iter=iterations)
+            model.fit(data.y.numpy(), data.label.numpy())
+        return 100 * float(model.score(test.y.numpy(), test.label.numpy()))
+
+    return store.measure(
+        "images-linear",
+        {"seeds": list(seeds), "C": 0.01},
+        lambda: {"accuracies": [score(s) for s in seeds]},
+    ).numbers["accuracies"]

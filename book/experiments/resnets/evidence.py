@@ -48,6 +48,7 @@ class Evidence:
     peers: dict[str, list[float]]
     gradients: dict[str, list[list[float]]]
     images: dict[str, convolutional.Study]
+    linear_images: list[float]
     minima: dict[int, list[int]]
     clock: list[float]
     store: Store
@@ -64,6 +65,7 @@ def gather(run: Run, device: str = "cpu", seed: int = 0) -> Evidence:
     few = 1 if run == "smoke" else None
     seeds = [seed + s for s in planar.SEEDS[:few]]
     studies = deep.studies(store, [seed + s for s in deep.SEEDS[:few]])
+    pictures = [seed + s for s in convolutional.SEEDS[:few]]
     return Evidence(
         accuracies={name: accuracies(store, name, seeds, device) for name in FITTED},
         linear={name: [planar.linear_accuracy(name, s) for s in seeds] for name in planar.RECIPES},
@@ -74,7 +76,8 @@ def gather(run: Run, device: str = "cpu", seed: int = 0) -> Evidence:
         studies=studies,
         peers=deep.peers(store, seeds),
         gradients={kind: deep.gradient_ratios(kind, seeds, deep.DEPTHS) for kind in deep.KINDS},
-        images=convolutional.studies(store, [seed + s for s in convolutional.SEEDS[:few]]),
+        images=convolutional.studies(store, pictures),
+        linear_images=convolutional.linear(store, pictures),
         minima=minima(store, seeds),
         clock=adjoint_clock(store),
         store=store,
@@ -339,7 +342,7 @@ def _landscape_rows(e: Evidence) -> Iterator[Row]:
     yield Claim(
         "landscape.minima.fine",
         "Small steps make the loss simple: minimisers that 200 descents reach, 100 layers",
-        "slide Stable architectures; Ruthotto and Haber 2021",
+        "slide Stable architectures, motivation: well-posed training; Ruthotto and Haber 2021",
         ours=e.minima[FINE],
         criterion=below(1.5),
         control=Control("5 layers", e.minima[COARSE]),
@@ -369,6 +372,15 @@ def _landscape_rows(e: Evidence) -> Iterator[Row]:
 
 def _image_rows(e: Evidence) -> Iterator[Row]:
     skips = e.images[convolutional.SKIPS].accuracies
+    yield Claim(
+        "resnet.images.stages",
+        "Concatenated residual networks that halve the resolution twice read images (MNIST)",
+        "slide ResNet, discussion: practice",
+        ours=skips,
+        criterion=above(95),
+        control=Control("logistic regression of the pixels", e.linear_images),
+        unit="%",
+    )
     for kind, name in (
         (convolutional.ORTHOGONAL, "equal"),
         (convolutional.TANH, "tanh"),

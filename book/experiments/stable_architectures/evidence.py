@@ -19,7 +19,7 @@ from machinery.claims import (
 )
 from machinery.store import Run, Store, device_of
 
-from ..resnets import planar
+from ..resnets import convolutional, planar
 from . import attacks, competition, growth, images, multilevel, reversal
 
 CHAPTER = "02_stable_architectures"
@@ -78,7 +78,7 @@ def gather(run: Run, device: str = "cpu", seed: int = 0) -> Evidence:
         bare=attacks.without_layers(store, decays, seeds),
         races=multilevel.races(store, seeds),
         images=images.studies(store, pictures, device_of(device)),
-        linear_images=images.linear(store, pictures),
+        linear_images=convolutional.linear(store, pictures),
         store=store,
     )
 
@@ -182,6 +182,15 @@ def _competition_rows(e: Evidence) -> Iterator[Row]:
             unit="points",
         )
     yield Claim(
+        "stable.peaks.multistep",
+        "Multi-step networks perform competitively (peaks): accuracy minus the ResNet's",
+        f"{IMPROVEMENTS}; Lu et al. 2018",
+        ours=_minus(e.plane["peaks", "multistep"].accuracies, resnet),
+        criterion=above(-1.0),
+        control=Control("logistic regression", _minus(e.linear, resnet)),
+        unit="points",
+    )
+    yield Claim(
         "stable.expressive.two_layer",
         "Two-layer Hamiltonian networks are more expressive than one-layer ones (peaks, accuracy)",
         f"{IMPROVEMENTS}; Chang et al. 2018",
@@ -215,7 +224,7 @@ def _image_rows(e: Evidence) -> Iterator[Row]:
         yield Claim(
             f"stable.images.{kind.replace('-', '_')}",
             f"PDE layers perform competitively ({kind}, MNIST): accuracy minus the ResNet's",
-            f"{IMPROVEMENTS}; Ruthotto and Haber 2020",
+            f"{SLIDE}; Ruthotto and Haber 2020",
             ours=_minus(study.clean, resnet.clean),
             criterion=above(-1.0),
             control=Control("logistic regression", _minus(e.linear_images, resnet.clean)),
@@ -251,6 +260,7 @@ def _reversal_rows(e: Evidence) -> Iterator[Row]:
             BOOK,
             f"the same until T = {reversal.TIMES[last]:g}",
             errors(kind, last),
+            "",
         )
 
     def grows(kept: dict[bool, list[int]], reverse: bool) -> list[float]:

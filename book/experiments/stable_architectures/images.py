@@ -1,6 +1,5 @@
 """Convolutional layers that are steps of partial differential equations, in three stages."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -8,7 +7,6 @@ from itertools import pairwise, product
 from typing import Any
 
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from ctdl_lib import metrics
@@ -209,25 +207,6 @@ def study(store: Store, kind: str, seeds: Sequence[int], device: str = "cpu") ->
 def studies(store: Store, seeds: Sequence[int], device: str = "cpu") -> dict[str, Study]:
     """The studies of all kinds."""
     return {kind: study(store, kind, seeds, device) for kind in KINDS}
-
-
-def linear(store: Store, seeds: Sequence[int]) -> list[float]:
-    """The control: the accuracies of a logistic regression of the pixels."""
-    iterations = 2 if store.run == "smoke" else 200
-
-    def score(seed: int) -> float:
-        data, test = images(seed)
-        # a logistic regression that is stopped has not converged, which a trial run accepts
-        with warnings.catch_warnings(action="ignore"):
-            model = LogisticRegression(C=0.01, max_iter=iterations)
-            model.fit(data.y.numpy(), data.label.numpy())
-        return 100 * float(model.score(test.y.numpy(), test.label.numpy()))
-
-    return store.measure(
-        "images-linear",
-        {"seeds": list(seeds), "C": 0.01},
-        lambda: {"accuracies": [score(s) for s in seeds]},
-    ).numbers["accuracies"]
 
 
 def kept_bytes(reverse: bool, depths: Sequence[int] = (6, 24)) -> list[int]:
