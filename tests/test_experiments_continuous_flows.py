@@ -194,6 +194,7 @@ def test_an_exact_flow_is_that_flow_in_double_precision():
     before = flow.log_prob(x)
     found = checks.exact(flow, 1e-8).log_prob(x.double())
     torch.testing.assert_close(found.to(before), before, rtol=0, atol=1e-5)
+    assert flow.log_prob(x).equal(before)  # the flow itself stays in single precision
 
 
 def test_fresh_noise_costs_evaluations_and_none_costs_a_flow_whose_divergence_is_known():

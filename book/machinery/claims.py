@@ -409,7 +409,7 @@ def value(row: Row) -> str:
     values = list(row.ours) if isinstance(row.ours, Sequence) else [row.ours]
     # a row of many numbers would push the rest off the page
     text = (",<br>" if len(values) > 2 else ", ").join(_number(number) for number in values)
-    deviation = "" if row.spread is None else f" ± {row.spread:.2g}"
+    deviation = "" if row.spread is None else f" ± {_number(row.spread, 2)}"
     return f"{text}{deviation} {row.unit}".strip()
 
 

@@ -1,5 +1,6 @@
 """Whether a trained flow is a density, and where it goes wrong."""
 
+import copy
 import math
 from functools import partial
 
@@ -17,7 +18,7 @@ from ctdl_lib.dynamics import (
 )
 from ctdl_lib.generative import Flow
 
-from ..ot_flow.densities import seeded
+from ..ot_flow.densities import seeded, solved
 from .trace import NORMAL, probes
 
 SIDE, NODES = 6.0, 161
@@ -26,7 +27,7 @@ MAX_STEPS = 1000
 
 def exact(flow: Flow, tol: float = 1e-9) -> Flow:
     """The same flow in double precision, solved to a tolerance."""
-    return Flow(flow.velocity.double(), flow.d, solver={"tol": tol}, standardize=False)
+    return solved(copy.deepcopy(flow).double(), tol=tol)
 
 
 @torch.no_grad()

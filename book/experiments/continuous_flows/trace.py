@@ -17,7 +17,7 @@ from ctdl_lib.networks import ConcatSquash
 from ctdl_lib.problems.densities import TOYS
 from machinery.store import Store
 
-from ..ot_flow.densities import seeded
+from ..ot_flow.densities import seeded, solved
 
 SEEDS = (10, 11, 12)  # the learning rate was chosen on seed 0
 EXACT, NORMAL, SIGNS = "exact", "normal", "signs"
@@ -160,18 +160,13 @@ def outcome(store: Store, planes: int, estimate: str, seeds: Sequence[int]) -> O
                 training = partial(steps_of, flow, key, s)
                 name = f"trace-{planes}-{estimate}-{s}"
                 record = store.fit(name, flow, asdict(key) | {"seed": s}, training)
-            found = density.log_prob(x) - _fine(flow, planes).log_prob(x)
+            found = density.log_prob(x) - solved(flow, **FINE).log_prob(x)
             gaps.append(found.mean().item())
             seconds.append(record.seconds)
         return {"gaps": gaps, "seconds": seconds}
 
     settings = asdict(key) | {"seeds": list(seeds), "points": POINTS}
     return Outcome(**store.measure(f"trace-{planes}-{estimate}", settings, compute).numbers)
-
-
-def _fine(flow: Flow, planes: int) -> Flow:
-    """The same flow with finer steps."""
-    return Flow(flow.velocity, 2 * planes, solver=FINE, standardize=False)
 
 
 def slope(found: Sequence[float]) -> float:

@@ -159,8 +159,7 @@ def objective(key: Settings, flow: Flow, x: Tensor) -> Tensor | Mapping[str, Ten
 @torch.no_grad()
 def look(flow: Any, x: Tensor, density: str, k: int) -> None:
     """Record the evaluations of a likelihood, and the gap, as the k-th of a training."""
-    watched = Flow(flow.velocity, 2, solver=COUNTED, standardize=False)
-    log_prob = watched.log_prob(x, statistics=(costs := Statistics()))
+    log_prob = solved(flow, **COUNTED).log_prob(x, statistics=(costs := Statistics()))
     flow.evaluations[k] = costs.evaluations
     flow.gaps[k] = (TOYS[density].log_prob(x) - log_prob).mean()
 

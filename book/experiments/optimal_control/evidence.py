@@ -24,7 +24,6 @@ from . import bits, principle, race, sweeps
 
 CHAPTER = "04_optimal_control"
 BOOK = "this book"
-SLIDE = "slide Optimal control framework"
 IMPROVEMENTS = "slide Stable architectures, improvements"
 
 

@@ -241,7 +241,7 @@ def held_out(name: str, points: int = POINTS) -> Tensor:
 
 def solved(flow: Flow, **solver: Any) -> Flow:
     """The same trained flow with another solver, such as steps=8."""
-    return Flow(flow.velocity, 2, solver=solver, standardize=False)
+    return Flow(flow.velocity, flow.d, solver=solver, standardize=False)
 
 
 def _judged(store: Store) -> int:

@@ -277,6 +277,15 @@ def _limit_rows(e: Evidence) -> Iterator[Row]:
         control=Control("without the smoothness penalty", shrinking(limits.UNSMOOTHED)),
         unit="times",
     )
+    for kind in limits.KINDS:
+        sizes = [[theta.square().mean().sqrt().item() for theta in c[kind]] for c in e.controls]
+        yield Measurement.over_seeds(
+            f"resnet.control.size.{kind}",
+            "this book",
+            f"root mean square of the weights with most layers over that with fewest ({kind})",
+            [size[-1] / size[0] for size in sizes],
+            "times",
+        )
 
 
 def _deep_rows(e: Evidence) -> Iterator[Row]:
