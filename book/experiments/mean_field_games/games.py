@@ -1,6 +1,7 @@
 """Mean-field games whose terminal cost is the relative entropy to a target density."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -113,6 +114,38 @@ def crowd_motion(d: int, *, entropy: float = 0.01) -> EntropicGame:
     variance = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
     hill = Mixture(variance[0, :1], torch.zeros_like(variance), variance.sqrt())
     return EntropicGame(gaussian(start, 0.3), gaussian(-start, 0.3), 5.0, entropy, hill, 50.0)
+
+
+def groups(*means: Sequence[float], variance: float = 0.3) -> Mixture:
+    """Equally many agents around each of the means: a mixture of normal densities."""
+    centres = torch.tensor(means, dtype=torch.float64)
+    weights = torch.full_like(centres[:, 0], 1 / len(means))
+    return Mixture(weights, centres, torch.full_like(centres, math.sqrt(variance)))
+
+
+def crossing_crowds(label: float) -> EntropicGame:
+    """The game of two crowds that exchange their places at (∓3, 0), with a hill beside their way.
+
+    A density does not say who is who. So a third coordinate is a label, which is `label` for the
+    crowd that starts on the left, and −`label` for the other. With the label 0 both densities are
+    equal. The hill is 100 times the density N((0, 0.6), diag(0.5, 1)), and λ = 5, η = 0.01.
+    """
+    left, right = (-3.0, 0.0), (3.0, 0.0)
+    initial = groups((*left, label), (*right, -label))
+    target = groups((*right, label), (*left, -label))
+    return EntropicGame(initial, target, 5.0, 0.01, _hill_beside(), 100.0)
+
+
+def lone_crowd() -> EntropicGame:
+    """The game in the plane of the crowd that starts on the left in `crossing_crowds`."""
+    ends = groups((-3.0, 0.0)), groups((3.0, 0.0))
+    return EntropicGame(*ends, 5.0, 0.01, _hill_beside(), 100.0)
+
+
+def _hill_beside() -> Mixture:
+    centre = torch.tensor([[0.0, 0.6]], dtype=torch.float64)
+    variance = torch.tensor([[0.5, 1.0]], dtype=torch.float64)
+    return Mixture(torch.ones(1, dtype=torch.float64), centre, variance.sqrt())
 
 
 class Solution(NamedTuple):
