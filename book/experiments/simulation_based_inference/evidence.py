@@ -1,0 +1,656 @@
+"""What the evidence on simulation-based inference rests on, and the rows that follow from it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from machinery.claims import (
+    Claim,
+    Control,
+    Measurement,
+    Row,
+    above,
+    below,
+    below_control,
+    finding,
+    line_of,
+    spread_of,
+    within,
+)
+from machinery.store import Record, Run, Store
+
+from . import benchmark, checks, gaussian, maps, references
+from .maps import COT, FMPE, METHODS, NPE, PCP, SHORT, Key
+from .predators import SIZES, Campaign
+from .references import Gap
+
+BOOK = "this book"
+SLIDE = "slide Simulation-based inference"
+PREDATORS = "slide Stochastic Lotka–Volterra"
+MEAN, STD, TOLD, MUCH = 0.25, 30.0, 60.0, 10.0  # bounds: σ, percent, percent, times
+SMALL, LARGE = SIZES[2], SIZES[3]  # the numbers of simulations on the slide
+REJECTION = "rejection ABC with a linear regression, from the same simulations"
+C2ST_BOUNDS = {"two_moons": 55.0, "gaussian_mixture": 55.0, "slcp": 75.0}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All numbers of the chapter. Lists have one entry a seed."""
+
+    errors: gaussian.Errors
+    smc: dict[str, Record]
+    matches: dict[tuple[str, int], list[list[Key]]]
+    zoom: list[list[Key]]
+    rejections: dict[int, list[list[Key]]]
+    power: list[dict[str, Key]]
+    nll: dict[tuple[str, int], dict[str, list[float]]]
+    seconds: dict[tuple[str, int], list[float]]
+    zoom_seconds: list[float]
+    pilots: list[Key]
+    ranks: dict[tuple[str, int], checks.Ranks]
+    narrow: dict[tuple[str, int], checks.Ranks]
+    outside: dict[tuple[str, int], list[float]]
+    solver: dict[str, checks.SolverErrors]
+    inside: list[int]
+    c2st: benchmark.Scores
+    c2st_controls: dict[str, dict[str, float]]
+    clocks: dict[str, dict[str, float]]
+    speedup: float
+    given_up: float
+    campaign: Campaign
+    store: Store
+
+    def reference(self, index: int) -> Key:
+        """Mean and deviation of the reference: SMC-ABC with the adapted distance."""
+        return references.last(self.smc[f"theta{index + 1}-adapted"])
+
+    def gap(self, row: Key, index: int) -> Gap:
+        """How far a posterior is from the reference."""
+        return references.gap(row, self.reference(index))
+
+    def gaps(self, rows: Sequence[Sequence[Key]], index: int) -> list[Gap]:
+        """The gaps of all seeds."""
+        return [self.gap(row, index) for row in rows[index]]
+
+    def rivals_at(self, index: int, *, adapted: bool = False) -> list[Record]:
+        """The runs of SMC-ABC with the published distance, or with the adapted one."""
+        ends = ("-adapted",) if adapted else ("", "-half")
+        return [self.smc[f"theta{index + 1}{end}"] for end in ends]
+
+    def savings(
+        self, rows: Sequence[Sequence[Key]], n: int, index: int, *, adapted: bool = False
+    ) -> list[float]:
+        """How many times n simulations SMC-ABC needs to come as near to the reference."""
+        runs, ref = self.rivals_at(index, adapted=adapted), self.reference(index)
+        found = (references.needed(runs, ref, gap)[0] for gap in self.gaps(rows, index))
+        return [simulations / n for simulations in found]
+
+    @property
+    def pilot_seconds(self) -> float:
+        """The seconds of all pilot runs."""
+        return sum(row["seconds"] for row in self.pilots)
+
+    def likelihood(self, name: str, n: int) -> list[float]:
+        """The NLL of new pairs by the finest solve."""
+        return list(self.nll[name, n].values())[-1]
+
+
+def gather(run: Run, seed: int = 0) -> Evidence:
+    """The numbers of the chapter: loaded, computed or tried out as `run` says."""
+    store = Store(maps.CHAPTER, run)
+    campaign = Campaign(store, seed)
+    sizes = [(name, n) for name in METHODS for n in campaign.sizes(name)]
+    ranked = {place: checks.calibrated(campaign, *place) for place in checks.JUDGED}
+    return Evidence(
+        errors=gaussian.errors(store, seed),
+        smc=references.records(store, seed),
+        matches=checks.all_matches(campaign),
+        zoom=checks.match_zoomed(campaign),
+        rejections={n: checks.rejections(campaign, n) for n in (SMALL, LARGE)},
+        power=checks.power(campaign),
+        nll={place: checks.likelihoods(campaign, *place) for place in sizes},
+        seconds={place: [f.record.seconds for f in campaign.fits(*place)] for place in sizes},
+        zoom_seconds=[f.record.seconds for i in (0, 1) for f in campaign.zooms(i)],
+        pilots=campaign.pilots,
+        ranks={place: ranks for place, (ranks, _) in ranked.items()},
+        narrow={p: checks.calibrated_narrow(campaign, *p) for p in checks.JUDGED},
+        outside={place: outside for place, (_, outside) in ranked.items()},
+        solver=checks.solver_errors(campaign),
+        inside=[row["inside"] for row in checks.predictive(campaign)],
+        c2st=benchmark.scores(store, seed),
+        c2st_controls=benchmark.controls(store, seed),
+        clocks=checks.clocks(campaign),
+        speedup=checks.speedup(campaign),
+        given_up=checks.given_up(campaign),
+        campaign=campaign,
+        store=store,
+    )
+
+
+def rows(e: Evidence) -> list[Row]:
+    """All claims, findings and measurements of the chapter."""
+    return [
+        *_gaussian_rows(e),
+        *_match_rows(e),
+        *_cost_rows(e),
+        *_smc_rows(e),
+        *_likelihood_rows(e),
+        *_calibration_rows(e),
+        *_step_rows(e),
+        *_benchmark_rows(e),
+        *_moment_rows(e),
+        *_other_rows(e),
+    ]
+
+
+def _gaussian_rows(e: Evidence) -> Iterator[Row]:
+    says = "KL from the exact posteriors of a linear problem"
+    for name in (COT, PCP):
+        yield Claim(
+            "sbi.gaussian.kl" + ("" if name == COT else f".{SHORT[name]}"),
+            f"Conditional optimal transport learns posteriors from pairs, {name}: {says}",
+            SLIDE,
+            ours=e.errors.kl[name],
+            criterion=below(0.02),
+            control=Control("product of the exact marginals", [e.errors.margins]),
+            unit="nats",
+        )
+    yield Measurement.over_seeds(
+        "sbi.gaussian.kl.npe", BOOK, f"NPE: {says}", e.errors.kl[NPE], "nats"
+    )
+    for name in (COT, PCP):
+        yield Claim(
+            f"sbi.gaussian.map.{SHORT[name]}",
+            "The learned map is that of optimal transport for each observation:"
+            f" relative distance, {name}, linear problem",
+            SLIDE,
+            ours=e.errors.map[name],
+            criterion=below(5),
+            control=Control("NPE, which pays for no transport", e.errors.map[NPE]),
+            unit="%",
+        )
+    yield Claim(
+        "sbi.gaussian.hjb",
+        "The learned potential obeys the HJB equation for each observation: residual over"
+        " transport cost, linear problem",
+        SLIDE,
+        ours=e.errors.hjb,
+        criterion=below(10),
+        control=Control("a potential that is constant in time", [100.0]),
+        unit="%",
+    )
+
+
+def _match_rows(e: Evidence) -> Iterator[Row]:
+    """Means, deviations and C2ST of COT-Flow against the reference."""
+    for n, id in ((LARGE, "cot"), (SMALL, "cot50k")):
+        ours, rival = e.matches[COT, n], e.rejections[n]
+        for i in (0, 1):
+            where = f"COT-Flow, {n:,} simulations, observation {i + 1}"
+            gaps, others = e.gaps(ours, i), e.gaps(rival, i)
+            yield Claim(
+                f"lv.{id}.theta{i + 1}.mean_gap",
+                f"Samples closely match SMC: worst difference of a mean of log θ, {where}",
+                PREDATORS,
+                ours=[gap.mean for gap in gaps],
+                criterion=below(MEAN),
+                control=Control(REJECTION, [gap.mean for gap in others]),
+                unit="σ",
+            )
+            yield Claim(
+                f"lv.{id}.theta{i + 1}.std_gap",
+                f"Samples closely match SMC: worst error of a standard deviation, {where}",
+                PREDATORS,
+                ours=[gap.std for gap in gaps],
+                criterion=below(STD),
+                control=Control(REJECTION, [gap.std for gap in others]),
+                unit="%",
+            )
+            yield Claim(
+                f"lv.{id}.theta{i + 1}.c2st",
+                f"Samples closely match SMC: accuracy of a classifier (C2ST), {where}",
+                PREDATORS,
+                ours=[row["c2st"] for row in ours[i]],
+                criterion=below(TOLD),
+                control=Control(REJECTION, [row["c2st"] for row in rival[i]]),
+                unit="%",
+            )
+    parent = e.matches[COT, SMALL]
+    for i in (0, 1):
+        where = f"observation {i + 1}, 150,000 simulations"
+        gaps, before = e.gaps(e.zoom, i), e.gaps(parent, i)
+        yield finding(
+            f"lv.zoom.theta{i + 1}.mean_gap",
+            f"A second training near one observation comes close to SMC: means, {where}",
+            ours=[gap.mean for gap in gaps],
+            criterion=below(MEAN),
+            control=Control("the first training", [gap.mean for gap in before]),
+            unit="σ",
+        )
+        yield finding(
+            f"lv.zoom.theta{i + 1}.std_gap",
+            f"A second training near one observation comes close to SMC: deviations, {where}",
+            ours=[gap.std for gap in gaps],
+            criterion=below(STD),
+            control=Control("the first training", [gap.std for gap in before]),
+            unit="%",
+        )
+
+
+def _cost_rows(e: Evidence) -> Iterator[Row]:
+    """Simulations at equal accuracy, and seconds."""
+    for n, id in ((LARGE, "cot"), (SMALL, "cot50k")):
+        for i in (0, 1):
+            yield Claim(
+                f"lv.{id}.theta{i + 1}.saving",
+                "Much fewer simulations than SMC-ABC: simulations of SMC-ABC for an equal"
+                f" match over those of COT-Flow, {n:,} simulations, observation {i + 1}",
+                PREDATORS,
+                ours=e.savings(e.matches[COT, n], n, i),
+                criterion=above(MUCH),
+                control=Control(REJECTION, e.savings(e.rejections[n], n, i)),
+                unit="times",
+            )
+            yield finding(
+                f"lv.{id}.theta{i + 1}.saving_adapted",
+                "The same against SMC-ABC with the adapted distance, whose preparation is not"
+                f" counted, {n:,} simulations, observation {i + 1}",
+                ours=e.savings(e.matches[COT, n], n, i, adapted=True),
+                criterion=above(MUCH),
+                control=Control(REJECTION, e.savings(e.rejections[n], n, i, adapted=True)),
+                unit="times",
+            )
+    for i in (0, 1):
+        seconds = [e.pilot_seconds + s for s in e.seconds[COT, SMALL]]
+        smc = e.smc[f"theta{i + 1}"].seconds
+        yield Claim(
+            f"lv.cot50k.theta{i + 1}.seconds",
+            "Much lower computational cost than SMC-ABC, in seconds with this compiled simulator:"
+            f" 100 pilot runs and one training, observation {i + 1}",
+            PREDATORS,
+            ours=seconds,
+            criterion=below_control(),
+            control=Control("SMC-ABC to the published tolerance", [smc] * len(seconds)),
+            unit="s",
+        )
+
+
+def _smc_rows(e: Evidence) -> Iterator[Row]:
+    """What the published numbers count, and what the published distance sees."""
+    runs = [e.smc[f"theta{i + 1}"] for i in (0, 1)]
+    pairs = list(zip(runs, references.PUBLISHED, strict=True))
+    yield finding(
+        "lv.smc.counter",
+        "The slide's 17.9 and 5.8 million simulations of SMC count most of them many times: sum"
+        " of our counters of all rounds over these numbers, one value an observation",
+        ours=[references.summed(run) / 1e6 / wanted for run, wanted in pairs],
+        criterion=within(0.8, 1.25),
+        control=Control(
+            "each simulation counted once",
+            [references.completed(run) / 1e6 / wanted for run, wanted in pairs],
+        ),
+        unit="times",
+    )
+    for i, run in enumerate(runs):
+        adapted = e.smc[f"theta{i + 1}-adapted"].numbers["rounds"]
+        yield finding(
+            f"lv.smc.theta{i + 1}.distance",
+            "SMC-ABC with the published distance and tolerance is not yet the posterior of all"
+            f" nine statistics: shift of a mean, observation {i + 1}",
+            ours=[e.gap(references.last(run), i).mean],
+            criterion=above(MEAN),
+            control=Control("the reference, one round earlier", [e.gap(adapted[-2], i).mean]),
+            unit="σ",
+        )
+        yield Measurement(
+            f"lv.smc.theta{i + 1}.simulations",
+            PREDATORS,
+            f"completed simulations of SMC-ABC to the published tolerance, observation {i + 1}",
+            references.completed(run) / 1e6,
+            unit="million",
+            published=references.PUBLISHED[i],
+        )
+
+
+def _likelihood_rows(e: Evidence) -> Iterator[Row]:
+    for (name, n), found in e.nll.items():
+        if name != COT:
+            says = f"NLL of new pairs, {name}, {n:,} simulations"
+            values = e.likelihood(name, n)
+            yield Measurement.over_seeds(f"lv.{SHORT[name]}.nll.n{n}", BOOK, says, values, "nats")
+            continue
+        rival = e.likelihood(NPE, n)
+        yield finding(
+            f"lv.cot.nll.n{n}",
+            f"COT-Flow predicts new pairs better than NPE: NLL, {n:,} simulations",
+            ours=e.likelihood(COT, n)[: len(rival)],
+            criterion=below_control(),
+            control=Control("NPE", rival),
+            unit="nats",
+        )
+        yield finding(
+            f"lv.cot.deceived.n{n}",
+            "The four Runge–Kutta steps of the training judge the likelihood right: NLL by 32"
+            f" steps less that by 4, {n:,} simulations",
+            ours=[b - a for a, b in zip(found["4"], found["32"], strict=True)],
+            criterion=below(0.01),
+            control=Control(
+                "by 2 steps", [b - a for a, b in zip(found["2"], found["32"], strict=True)]
+            ),
+            unit="nats",
+        )
+
+
+def _calibration_rows(e: Evidence) -> Iterator[Row]:
+    narrow = f"samples with {100 * checks.NARROW:.0f} % of the width"
+    for (name, n), ranks in e.ranks.items():
+        id = f"lv.{SHORT[name]}" + ("50k" if (name, n) == (COT, SMALL) else "")
+        for what, kind, p, control in (
+            ("sbc_worst_pvalue", "SBC", ranks.sbc_pvalue, e.narrow[name, n].sbc_pvalue),
+            ("tarp_pvalue", "TARP", ranks.tarp_pvalue, e.narrow[name, n].tarp_pvalue),
+        ):
+            yield finding(
+                f"{id}.{what}",
+                f"{name}, {n:,} simulations, is right on average over observations: {kind},"
+                " least p-value with Holm's correction",
+                ours=[p],
+                criterion=above(0.01),
+                control=Control(narrow, [control]),
+            )
+
+
+def _step_rows(e: Evidence) -> Iterator[Row]:
+    """Errors of few Runge–Kutta steps, by two measures."""
+    found = e.solver[COT]
+    for k, n in enumerate(checks.COUNTS):
+        values = [row[k] for row in found.percent]
+        if n != 4:
+            says = f"error of samples by {n} Runge–Kutta steps, COT-Flow, relative to their norm"
+            yield Measurement.over_seeds(f"lv.cot.steps_error.{n}", BOOK, says, values)
+            continue
+        two = checks.COUNTS.index(2)
+        yield finding(
+            "lv.cot.steps_error.4",
+            "Four Runge–Kutta steps suffice for samples: error relative to their norm",
+            ours=values,
+            criterion=below(1),
+            control=Control("two steps", [row[two] for row in found.percent]),
+            unit="%",
+        )
+        yield finding(
+            "lv.cot.steps_sigma.4",
+            "Four Runge–Kutta steps suffice for samples: error of the worst parameter",
+            ours=[row[k] for row in found.sigma],
+            criterion=below(0.1),
+            control=Control("two steps", [row[two] for row in found.sigma]),
+            unit="σ",
+        )
+
+
+def _benchmark_rows(e: Evidence) -> Iterator[Row]:
+    for task, methods in e.c2st.items():
+        for name, values in methods.items():
+            id = f"sbibm.{task}.c2st.{SHORT[name]}"
+            says = f"{benchmark.TITLES[task]}, {name}, 20,000 simulations (C2ST)"
+            if name not in (COT, PCP):
+                yield Measurement.over_seeds(id, BOOK, f"accuracy of a classifier: {says}", values)
+                continue
+            yield Claim(
+                id,
+                f"Widely applicable: a classifier hardly tells samples from the posterior, {says}",
+                SLIDE,
+                ours=values,
+                criterion=below(C2ST_BOUNDS[task]),
+                control=Control(
+                    "Gaussian with the moments of the posterior",
+                    [e.c2st_controls[task]["Gaussian"]],
+                ),
+                unit="%",
+            )
+
+
+def _moment_rows(e: Evidence) -> Iterator[Row]:
+    """The means and deviations themselves."""
+    shown = ((COT, LARGE, "cot"), (COT, SMALL, "cot50k"), (PCP, SMALL, "pcp"), (NPE, SMALL, "npe"))
+    for name, n, id in shown:
+        for i in (0, 1):
+            for part, what in (("mean", "means"), ("std", "standard deviations")):
+                values = torch.tensor([row[part] for row in e.matches[name, n][i]])
+                yield Measurement(
+                    f"lv.{id}.theta{i + 1}.log_{part}",
+                    BOOK,
+                    f"{what} of log θ, {name}, {n:,} simulations, observation {i + 1}"
+                    " (± the largest of four)",
+                    values.mean(0).tolist(),
+                    spread=values.std(0).max().item() if len(values) > 1 else None,
+                    seeds=len(values),
+                )
+    for i in (0, 1):
+        for end, how in (("half", "half the published tolerance"), ("adapted", "adapted distance")):
+            last = references.last(e.smc[f"theta{i + 1}-{end}"])
+            id = f"lv.smc.theta{i + 1}" + (".adapted" if end == "adapted" else "")
+            at = f"SMC-ABC, {how}, observation {i + 1}"
+            yield Measurement(f"{id}.log_mean", BOOK, f"means of log θ, {at}", last["mean"])
+            yield Measurement(f"{id}.log_std", BOOK, f"deviations of log θ, {at}", last["std"])
+            yield Measurement(f"{id}.tolerance", BOOK, f"tolerance, {at}", last["tolerance"])
+            total = last["simulations"] / 1e6
+            yield Measurement(f"{id}.total", BOOK, f"all simulations, {at}", total, unit="million")
+
+
+def _other_rows(e: Evidence) -> Iterator[Row]:
+    for name, n in ((PCP, SMALL), (NPE, SMALL), (NPE, LARGE), (FMPE, SMALL)):
+        if (name, n) not in e.matches:
+            continue
+        id = SHORT[name] + ("500k" if n == LARGE else "")
+        for i in (0, 1):
+            found, at = e.gaps(e.matches[name, n], i), f"{name}, {n:,}, observation {i + 1}"
+            says = f"worst difference of a mean from the reference, {at}"
+            values = [gap.mean for gap in found]
+            yield Measurement.over_seeds(f"lv.{id}.theta{i + 1}.mean_gap", BOOK, says, values, "σ")
+            says = f"worst error of a standard deviation, {at}"
+            values = [gap.std for gap in found]
+            yield Measurement.over_seeds(f"lv.{id}.theta{i + 1}.std_gap", BOOK, says, values)
+    for i, count in enumerate(e.inside):
+        yield Measurement(
+            f"lv.cot.theta{i + 1}.predictive",
+            BOOK,
+            "observed statistics, of nine, within the middle 90 % of those of new simulations,"
+            f" COT-Flow, 500,000, observation {i + 1}",
+            count,
+        )
+    yield Measurement(
+        "lv.cot.sampling",
+        BOOK,
+        "2,000 samples for one observation, COT-Flow, 8 Runge–Kutta steps",
+        e.clocks["samples"][COT] / 1e3,
+        unit="s",
+    )
+    yield Measurement(
+        "lv.simulator.speedup",
+        BOOK,
+        "speed of the compiled simulator over that of a loop in NumPy",
+        e.speedup,
+        unit="times",
+    )
+    says = "simulations given up, of 50,000 draws of the prior"
+    yield Measurement("lv.abort_fraction", BOOK, says, e.given_up, unit="%")
+
+
+# tables -----------------------------------------------------------------------------------------
+
+
+def pilot_table(e: Evidence) -> str:
+    """The four best pilot runs and the worst one, as Markdown."""
+    head = "| width | steps | batch | rate | α | β | NLL after one epoch |"
+    lines = [head, "|---:|" + "---:|" * 6]
+    for row in [*e.pilots[:4], e.pilots[-1]]:
+        cells = [f"{row[name]:g}" for name in ("width", "rk4", "batch", "lr", "alpha", "beta")]
+        lines.append("| " + " | ".join([*cells, f"{row['nll']:.2f}"]) + " |")
+    return "\n".join(lines)
+
+
+def match_table(e: Evidence) -> str:
+    """How far all methods are from the reference, with simulations and seconds, as Markdown."""
+    head = "| method | simulations | seconds |"
+    for i in (1, 2):
+        head += f" mean {i} (σ) | deviations {i} (%) | C2ST {i} (%) |"
+    lines = [head, "|---|---:|---:|" + "---:|" * 6]
+    for (name, n), rows in e.matches.items():
+        cells = [cell for i in (0, 1) for cell in _cells(e, rows, i)]
+        lines.append(line_of(name, f"{n:,}", f"{fmean(e.seconds[name, n]):.0f}", *cells))
+    cells = [cell for i in (0, 1) for cell in _cells(e, e.zoom, i)]
+    name = "COT-Flow, second training"
+    lines.append(line_of(name, "150,000", f"{fmean(e.zoom_seconds):.0f}", *cells))
+    for n, rows in e.rejections.items():
+        cells = [cell for i in (0, 1) for cell in _cells(e, rows, i)]
+        lines.append(line_of("rejection ABC, regression", f"{n:,}", "", *cells))
+    return "\n".join(lines)
+
+
+def _cells(e: Evidence, rows: Sequence[Sequence[Key]], index: int) -> list[str]:
+    gaps, scores = e.gaps(rows, index), [row["c2st"] for row in rows[index]]
+    narrow, wide = fmean(gap.narrow for gap in gaps), fmean(gap.wide for gap in gaps)
+    spread = f" ± {spread_of([gap.mean for gap in gaps]):.1f}" if len(gaps) > 1 else ""
+    mean = f"{fmean(gap.mean for gap in gaps):.1f}{spread}"
+    return [mean, f"{narrow:+.0f} to {wide:+.0f}", f"{fmean(scores):.0f}"]
+
+
+def power_table(e: Evidence) -> str:
+    """What the measures say of laws that are known to be right or wrong, as Markdown."""
+    head = "| law | observation | mean (σ) | deviations (%) | C2ST (%) |"
+    lines = [head, "|---|---:|---:|---:|---:|"]
+    for name in e.power[0]:
+        for i, found in enumerate(e.power):
+            gap = e.gap(found[name], i)
+            cells = [f"{gap.mean:.1f}", f"{gap.narrow:+.0f} to {gap.wide:+.0f}"]
+            lines.append(line_of(name, str(i + 1), *cells, f"{found[name]['c2st']:.0f}"))
+    return "\n".join(lines)
+
+
+def smc_table(e: Evidence) -> str:
+    """The runs of SMC-ABC: simulations counted once and as published, and gaps, as Markdown."""
+    head = "| run | tolerance | completed | given up | sum of counters | ESS | seconds |"
+    lines = [head + " mean (σ) | deviations (%) |", "|---|" + "---:|" * 8]
+    for name, run in e.smc.items():
+        last, index = references.last(run), references.RUNS[name]["index"]
+        million = [references.completed(run), sum(r["aborted"] for r in run.numbers["rounds"])]
+        million.append(references.summed(run))
+        cells = [f"{value / 1e6:.2f}" for value in million]
+        gap = e.gap(last, index)
+        far = [f"{gap.mean:.1f}", f"{gap.narrow:+.0f} to {gap.wide:+.0f}"]
+        if name.endswith("adapted"):
+            far = ["reference", "reference"]
+        times = [f"{last['ess']:.0f}", f"{run.seconds:.0f}"]
+        lines.append(line_of(name, f"{last['tolerance']:.4f}", *cells, *times, *far))
+    return "\n".join(lines)
+
+
+def settling_table(e: Evidence) -> str:
+    """The last rounds of the reference, as Markdown."""
+    head = "| observation | tolerance | simulations (million) | mean (σ) | deviations (%) |"
+    lines = [head, "|---:|---:|---:|---:|---:|"]
+    for i in (0, 1):
+        for row in e.smc[f"theta{i + 1}-adapted"].numbers["rounds"][-5:]:
+            gap = e.gap(row, i)
+            far = f"{gap.narrow:+.0f} to {gap.wide:+.0f}"
+            cells = [f"{row['tolerance']:.2f}", f"{row['simulations'] / 1e6:.2f}"]
+            lines.append(line_of(str(i + 1), *cells, f"{gap.mean:.2f}", far))
+    return "\n".join(lines)
+
+
+def saving_table(e: Evidence) -> str:
+    """The simulations of SMC-ABC that give as good a match, as Markdown."""
+    head = "| method | simulations | observation | published distance | adapted distance |"
+    lines = [head, "|---|---:|---:|---|---|"]
+    found: list[tuple[str, int, Any]] = [(COT, n, e.matches[COT, n]) for n in (SMALL, LARGE)]
+    found += [(NPE, n, e.matches[NPE, n]) for n in (SMALL, LARGE)]
+    found += [("rejection ABC, regression", n, e.rejections[n]) for n in (SMALL, LARGE)]
+    for name, n, rows in found:
+        for i in (0, 1):
+            cells = []
+            for adapted in (False, True):
+                runs, ref = e.rivals_at(i, adapted=adapted), e.reference(i)
+                needed = [references.needed(runs, ref, gap) for gap in e.gaps(rows, i)]
+                counts = [f"{'' if met else '> '}{count / 1e6:.2f}" for count, met in needed]
+                cells.append(", ".join(counts))
+            lines.append(line_of(name, f"{n:,}", str(i + 1), *cells))
+    return "\n".join(lines)
+
+
+def likelihood_table(e: Evidence) -> str:
+    """The NLL of new pairs, as Markdown; COT-Flow by three solves."""
+    sizes = [n for n in SIZES if (COT, n) in e.nll]
+    lines = ["| method | " + " | ".join(f"{n:,}" for n in sizes) + " |"]
+    lines.append("|---|" + "---:|" * len(sizes))
+    for name in METHODS:
+        for steps in checks.STEPS if name == COT else (maps.SOLVED,):
+            row = [name + (f", {steps} steps" if name == COT else "")]
+            for n in sizes:
+                values = e.nll.get((name, n), {}).get(str(steps))
+                row.append("–" if values is None else _mean(values))
+            lines.append(line_of(*row))
+    return "\n".join(lines)
+
+
+def _mean(values: Sequence[float]) -> str:
+    spread = f" ± {spread_of(values):.2f}" if len(values) > 1 else ""
+    return f"{fmean(values):.2f}{spread}"
+
+
+def calibration_table(e: Evidence) -> str:
+    """p-values of both tests with their power, and leakage, as Markdown."""
+    head = "| method | simulations | SBC | TARP | SBC, narrow | TARP, narrow | outside (%) |"
+    lines = [head, "|---|---:|---:|---:|---:|---:|---:|"]
+    for (name, n), ranks in e.ranks.items():
+        narrow = e.narrow[name, n]
+        values = [ranks.sbc_pvalue, ranks.tarp_pvalue, narrow.sbc_pvalue, narrow.tarp_pvalue]
+        cells = [f"{p:.3f}" if p >= 1e-3 else "< 0.001" for p in values]
+        lines.append(line_of(name, f"{n:,}", *cells, f"{100 * fmean(e.outside[name, n]):.1f}"))
+    return "\n".join(lines)
+
+
+def solver_table(e: Evidence) -> str:
+    """Errors by steps of COT-Flow, and bounds of those by tolerance of PCP-Map, as Markdown."""
+    lines = ["| samples | error (% of the norm) | error of the worst parameter (σ) |"]
+    lines.append("|---|---:|---:|")
+    for name, kinds, word in (
+        (COT, checks.COUNTS, "steps"),
+        (PCP, checks.TOLERANCES, "tolerance"),
+    ):
+        found = e.solver[name]
+        for k, value in enumerate(kinds):
+            parts = [[row[k] for row in rows] for rows in found]
+            cells = [f"{fmean(part):.1g}" for part in parts]
+            if name == PCP:  # rounding decides how far Newton's last step goes
+                cells = [f"< {_power_above(max(part)):.0e}" for part in parts]
+            lines.append(line_of(f"{name}, {word} {value:g}", *cells))
+    return "\n".join(lines)
+
+
+def _power_above(value: float) -> float:
+    return next(10.0**k for k in range(-9, 9) if 10.0**k > value)
+
+
+def benchmark_table(e: Evidence) -> str:
+    """The C2ST of all tasks and methods with their controls, as Markdown."""
+    names = list(benchmark.SETTINGS)
+    kinds = ("Gaussian", "prior", "itself")
+    lines = ["| task | " + " | ".join([*names, *kinds]) + " |"]
+    lines.append("|---|" + "---:|" * (len(names) + len(kinds)))
+    for task, methods in e.c2st.items():
+        cells = [f"{fmean(methods[n]):.0f} ± {spread_of(methods[n]):.0f}" for n in names]
+        cells += [f"{e.c2st_controls[task][kind]:.0f}" for kind in kinds]
+        lines.append(line_of(benchmark.TITLES[task], *cells))
+    return "\n".join(lines)
+
+
+def clock_table(e: Evidence) -> str:
+    """Milliseconds of a training step and of 2,000 samples, as Markdown."""
+    lines = ["| method | training step (ms) | 2,000 samples (ms) |", "|---|---:|---:|"]
+    for name, step in e.clocks["step"].items():
+        samples = e.clocks["samples"].get(name)
+        lines.append(line_of(name, f"{step:.0f}", "–" if samples is None else f"{samples:.0f}"))
+    return "\n".join(lines)
