@@ -126,10 +126,10 @@ def test_a_training_lowers_the_nll(method):
     linear = LinearGaussian(torch.ones(1, 2, dtype=double), noise=0.3)
     x = linear.prior.sample(1000, seeded(0), dtype=torch.float32)
     y, _ = linear.simulate(x, spawned(1000, 0))
-    key = KEY | {"method": method, "steps": 60, "width": 16, "lr": 0.02}
+    key = KEY | {"method": method, "steps": 30, "lr": 0.03}
     model = maps.model_of(key, 2, 1, 0)
     before = maps.mean_nll(model.standardize(x, y), x, y)
-    list(maps.steps_of(model, key, x, y, 0, 60))
+    list(maps.steps_of(model, key, x, y, 0, 30))
     assert maps.mean_nll(model, x, y) < before - 0.1
 
 
@@ -144,10 +144,10 @@ def test_the_optimal_map_is_that_of_the_potential_of_the_problem():
 
 
 def test_the_exact_flow_has_no_divergence_no_residual_and_the_optimal_map():
-    x, y = gaussian.new_pairs(40)
+    x, y = gaussian.new_pairs(10)
 
     phi = gaussian.problem().potential()
-    flow = Flow(phi, 3, solver={"steps": 64}, context_dim=6, standardize=False).double()
+    flow = Flow(phi, 3, solver={"steps": 32}, context_dim=6, standardize=False).double()
     assert gaussian.hjb_residual(flow, x, y) < 0.01
     assert gaussian.divergence(flow, x, y) == pytest.approx(0, abs=1e-3)
     assert gaussian.map_error(flow, x, y) < 0.01

@@ -251,9 +251,10 @@ def ranked(model: Any, x: Tensor, y: Tensor, s: int, factor: float = 1.0) -> Key
     return {"ranks": ranks.tolist(), "tarp": tarp.tolist(), "outside": outside}
 
 
-def _new_pairs(campaign: Campaign) -> list[Tensor]:
+def _new_pairs(campaign: Campaign) -> tuple[Tensor, Tensor]:
     n = 40 if campaign.smoke else 500
-    return [part[:n] for part in campaign.data(1000, campaign.seed + 3)]
+    x, y = campaign.data(1000, campaign.seed + 3)
+    return x[:n], y[:n]
 
 
 # steps ------------------------------------------------------------------------------------------
@@ -367,7 +368,8 @@ def _stepper(key: Key, model: Any, x: Tensor, y: Tensor) -> Callable[[], object]
     def run() -> None:
         model.requires_grad_(True).zero_grad()
         loss = maps.objective(key, model, x, y)
-        (sum(loss.values()) if isinstance(loss, dict) else loss).backward()
+        total: Any = sum(loss.values()) if isinstance(loss, dict) else loss
+        total.backward()
 
     return run
 

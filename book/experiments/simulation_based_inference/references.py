@@ -201,7 +201,7 @@ def adjusted(x: Tensor, difference: Tensor, weights: Tensor) -> Tensor:
 
     It works in coordinates in which the box of the prior is ℝᵈ, so that no point leaves the box.
 
-    Reference: beaumont2009adaptive names the method of 2002.
+    Reference: beaumont2002approximate.
     """
     low, high = PROBLEM.low, PROBLEM.high
     u = ((x - low) / (high - low)).clamp(1e-6, 1 - 1e-6).logit()
