@@ -64,7 +64,7 @@ def match_zoomed(campaign: Campaign) -> list[list[Key]]:
 
 def _matched(campaign: Campaign, name: str, fits: Sequence[Sequence[Fitted]]) -> list[list[Key]]:
     def judged(model: Any, index: int) -> Key:
-        x = inside(model, OBSERVED[index], 200 if campaign.smoke else POINTS, campaign.seed)
+        x = inside(model, OBSERVED[index], 50 if campaign.smoke else POINTS, campaign.seed)
         return references.moments(x) | {"c2st": against(campaign, index, x.double())}
 
     def compute() -> Key:
@@ -87,7 +87,7 @@ def rejections(campaign: Campaign, n: int) -> list[list[Key]]:
     """What rejection ABC with regression finds from the pairs of each seed, without a network."""
 
     def compute() -> Key:
-        drawn = 300 if campaign.smoke else n
+        drawn = 100 if campaign.smoke else n
         rows = []
         for index in (0, 1):
             found = [references.rejection(drawn, s, index) for s in campaign.seeds]
@@ -252,7 +252,7 @@ def ranked(model: Any, x: Tensor, y: Tensor, s: int, factor: float = 1.0) -> Key
 
 
 def _new_pairs(campaign: Campaign) -> tuple[Tensor, Tensor]:
-    n = 40 if campaign.smoke else 500
+    n = 20 if campaign.smoke else 500
     x, y = campaign.data(1000, campaign.seed + 3)
     return x[:n], y[:n]
 
@@ -273,7 +273,7 @@ def solver_errors(campaign: Campaign) -> dict[str, SolverErrors]:
 
     def errors(model: Any, values: Sequence[Any], attribute: str, best: Any) -> list[list[float]]:
         bound = model.given(features(OBSERVED[[0]]))
-        z = bound.reference(200 if campaign.smoke else 2000, seeded(campaign.seed))
+        z = bound.reference(20 if campaign.smoke else 2000, seeded(campaign.seed))
 
         def samples(value: Any) -> Tensor:
             setattr(bound, attribute, value)
@@ -377,7 +377,7 @@ def _stepper(key: Key, model: Any, x: Tensor, y: Tensor) -> Callable[[], object]
 def _clocks(campaign: Campaign, fits: dict[str, Fitted]) -> Key:
     torch.set_num_threads(1)
     seed, methods = campaign.seed, campaign.methods
-    x, y = (part[:256] for part in campaign.data(1000, seed))
+    x, y = (part[: 16 if campaign.smoke else 256] for part in campaign.data(1000, seed))
     steps: dict[str, Callable[[], object]] = {}
     wide = {"width": 128, "rk4": 8, "alpha": 100.0, "beta": 1.0}
     model: Any = None

@@ -140,7 +140,8 @@ def steps_of(
         return objective(key, model, *batch)
 
     how = {"lr": cosine(key["lr"], key["steps"]), "max_grad_norm": key.get("clip")}
-    yield from train(model, loss, batch, steps=steps, checkpoint=file, every=500, **how)
+    how |= {"average": key.get("average"), "checkpoint": file, "every": 500}
+    yield from train(model, loss, batch, steps=steps, **how)
 
 
 def learned(

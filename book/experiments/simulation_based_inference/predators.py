@@ -97,13 +97,14 @@ class Campaign:
 
     def data(self, n: int, s: int) -> tuple[Tensor, Tensor]:
         """Parameters, and the features of their data, of n draws of the prior."""
-        x, y = pairs(300 if self.smoke else n, s)
+        x, y = pairs(100 if self.smoke else n, s)
         return x.float(), features(y)
 
     @cached_property
     def held_out(self) -> tuple[Tensor, Tensor]:
         """Pairs by which methods are compared; no training and no choice has seen them."""
-        return self.data(3000, self.seed + 2)
+        x, y = self.data(3000, self.seed + 2)
+        return (x[:20], y[:20]) if self.smoke else (x, y)
 
     # the pilot runs -----------------------------------------------------------------------------
 
@@ -120,7 +121,7 @@ class Campaign:
         return key | {"nll": score, "seconds": last.seconds}
 
     def _search(self) -> Key:
-        trials = [(k,) for k in range(2 if self.smoke else TRIALS)]
+        trials = [(k,) for k in range(1 if self.smoke else TRIALS)]
         return {"trials": tasks.run(self.trial, trials, progress=self.store.progress)}
 
     @cached_property
@@ -139,8 +140,8 @@ class Campaign:
     # the trainings ------------------------------------------------------------------------------
 
     def sizes(self, name: str) -> list[int]:
-        """The numbers of simulations that a method was trained with; the two largest in smoke."""
-        return list(LENGTHS[name])[-2 if self.smoke else 0 :]
+        """The numbers of simulations that a method was trained with."""
+        return list(LENGTHS[name])
 
     def seeds_at(self, name: str, n: int) -> list[int]:
         """The seeds of a method: one for the rivals with most simulations."""
