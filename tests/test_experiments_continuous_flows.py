@@ -9,14 +9,15 @@ from torch import nn
 from ctdl_lib.dynamics import integrate
 from ctdl_lib.generative import Flow
 from ctdl_lib.problems.densities import TOYS
-from experiments.continuous_flows import checks, peers, trace, training
+from experiments.continuous_flows import checks, costs, lecture, peers, trace, training
 from experiments.ot_flow.densities import seeded
 from machinery.store import Store
 
 
 @pytest.fixture(autouse=True)
-def as_the_book_computes():
+def as_the_book_computes(monkeypatch):
     torch.set_default_dtype(torch.float32)
+    monkeypatch.setattr(training, "WATCHED", 50)  # points during a training, 1,000 in the book
 
 
 def smoke(tmp_path):
@@ -42,11 +43,24 @@ def linear_flow(d=2, **solver):
 # --- trainings ----------------------------------------------------------------------------------
 
 
-def test_all_kinds_of_training_see_as_many_points():
+def test_no_kind_of_training_sees_more_points_than_the_published_one():
     keys = [training.Settings("8gaussians", **kind) for kind in training.KINDS.values()]
-    assert {key.steps * key.batch for key in keys} == {1_000_000}
+    published, *others = [key.steps * key.batch for key in keys]
+    assert published == 1_000_000
+    assert set(others) == {150_000}
     assert all((key.tol is None) != (key.rk4 is None) for key in keys)
     assert all(key.steps % training.RECORDS == 0 for key in keys)
+
+
+@pytest.mark.parametrize("kind", [training.PUBLISHED, training.FIXED])
+def test_the_first_step_has_the_rate_of_the_settings(kind):
+    key = training.Settings("8gaussians", **(training.KINDS[kind] | {"batch": 8}))
+    flow = training.untrained(key, 0)
+    before = [W.detach().clone() for W in flow.velocity.parameters()]
+    list(training.steps_of(flow, key, 0, 1))
+    # the first step of Adam moves each weight by the rate, in the direction of its gradient
+    moved = [(a - b).abs().max() for a, b in zip(before, flow.velocity.parameters(), strict=True)]
+    assert max(moved).item() == pytest.approx(key.lr, rel=1e-3)
 
 
 def test_a_learned_time_moves_for_that_time():
@@ -66,15 +80,15 @@ def test_the_loss_is_the_negative_mean_of_the_log_density_or_of_the_density():
     log_prob = flow.log_prob(x)
     loss = {kind: training.objective(keys[kind], flow, x) for kind in training.KINDS}
     torch.testing.assert_close(loss[training.FIXED], -log_prob.mean())
-    torch.testing.assert_close(loss[training.MEAN_DENSITY], -log_prob.exp().mean().log())
+    means = loss[training.MEAN_DENSITY]
+    torch.testing.assert_close(means["goal"], -log_prob.exp().mean().log())
     terms = loss[training.REGULARIZED]
-    torch.testing.assert_close(terms["nll"], -log_prob.mean())
+    torch.testing.assert_close(terms["goal"], -log_prob.mean())
     assert terms["kinetic"] > 0
     assert terms["jacobian"] > 0
 
 
-def test_a_training_keeps_what_it_has_looked_at_with_its_weights(monkeypatch):
-    monkeypatch.setattr(training, "WATCHED", 50)
+def test_a_training_keeps_what_it_has_looked_at_with_its_weights():
     key = training.Settings("moons", rk4=2, steps=40, batch=8)
     flow = training.untrained(key, 0)
     first = flow.velocity.W[0].detach().clone()
@@ -136,7 +150,7 @@ def test_turned_planes_have_the_density_of_their_copies():
 
 
 def test_the_loss_with_probes_is_unbiased():
-    key = trace.Settings(1, trace.SIGNS)
+    key = trace.Settings(trace.SIGNS, planes=1)
     flow = trace.untrained(key, 0)
     with torch.no_grad():
         for W in flow.velocity.W:  # a stronger field, so that the estimate has a variance
@@ -149,9 +163,9 @@ def test_the_loss_with_probes_is_unbiased():
     assert (found.mean() - exact).abs() < 4 * error
 
 
-@pytest.mark.parametrize("estimate", trace.ESTIMATES)
+@pytest.mark.parametrize("estimate", trace.TRAININGS)
 def test_a_smoke_run_of_an_estimate_leaves_no_file(tmp_path, estimate):
-    found = trace.outcome(smoke(tmp_path), 2, estimate, [0])
+    found = trace.outcome(smoke(tmp_path), estimate, [0])
     assert found.gaps[0] > 0
     assert not list(tmp_path.rglob("*"))
 
@@ -178,7 +192,7 @@ def test_a_peer_has_as_many_parameters_and_learns(tmp_path, name):
 # --- checks -------------------------------------------------------------------------------------
 
 
-def test_a_linear_flow_passes_the_checks_and_a_wrong_one_does_not():
+def test_a_linear_flow_has_its_mass_its_determinant_and_its_density():
     flow = linear_flow()
     x = torch.randn(4, 2, generator=seeded(0), dtype=torch.float64)
     assert checks.mass(flow) == pytest.approx(1, abs=1e-3)
@@ -215,3 +229,28 @@ def test_fresh_noise_costs_evaluations_and_none_costs_a_flow_whose_divergence_is
     )
     still = checks.noisy_evaluations(turning, x, 1e-3, 0, fresh=False)
     assert checks.noisy_evaluations(turning, x, 1e-3, 0, fresh=True) == still
+
+
+def test_the_checks_tell_a_flow_from_one_with_a_mistake():
+    found = checks.check(linear_flow(), 0, points=3)
+    assert found.mass < 1e-3 < found.mass_without
+    assert found.log_det < 1e-7 < found.log_det_probe
+    assert found.zuko < 1e-7 < found.zuko_coarse
+
+
+def test_the_costs_are_ratios_of_all_seeds_and_dimensions(tmp_path):
+    found = costs.costs(smoke(tmp_path), [0])
+    assert len(found.likelihood) == len(found.zuko) == 1
+    assert len(found.exact) == len(found.probe) == len(costs.DIMS)
+    assert min(*found.likelihood, *found.zuko, *found.exact, *found.probe) > 0
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_the_density_on_the_way_is_that_of_moved_points():
+    A = 0.5 * torch.randn(2, 2, generator=seeded(3), dtype=torch.float64)
+    flow, x = linear_flow(), torch.randn(5, 2, generator=seeded(0), dtype=torch.float64)
+    E = torch.linalg.matrix_exp(0.6 * A)  # from t = 0.4 to 1
+    normal = torch.distributions.MultivariateNormal(0 * x[0], precision_matrix=E.T @ E)
+    found = lecture.density_at(flow, 0.4, x, steps=64)
+    torch.testing.assert_close(found, normal.log_prob(x).exp(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(lecture.density_at(flow, 0.0, x, 64), flow.log_prob(x).exp())

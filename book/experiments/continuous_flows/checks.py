@@ -2,7 +2,10 @@
 
 import copy
 import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import zuko
@@ -17,12 +20,18 @@ from ctdl_lib.dynamics import (
     standard_normal_log_prob,
 )
 from ctdl_lib.generative import Flow
+from machinery.store import Store
 
 from ..ot_flow.densities import seeded, solved
+from . import training
 from .trace import NORMAL, probes
 
 SIDE, NODES = 6.0, 161
+POINTS = 20  # at which log-determinants are compared
 MAX_STEPS = 1000
+TOLS = (1e-1, 1e-2, 1e-3)  # with fresh noise, 1e-4 needs more than the most steps
+NOISY = 64  # points whose evaluations are counted
+RADII = (4 / math.sqrt(2), 5.0, 8.0)
 
 
 def exact(flow: Flow, tol: float = 1e-9) -> Flow:
@@ -30,11 +39,65 @@ def exact(flow: Flow, tol: float = 1e-9) -> Flow:
     return solved(copy.deepcopy(flow).double(), tol=tol)
 
 
+@dataclass(frozen=True)
+class Checks:
+    """By how much three numbers of a trained flow are off, and by how much with a mistake.
+
+    `mass` is that of the integral of the density over [−6, 6]², and `mass_without` that of
+    N(z(x); 0, I), without the log-determinant. `log_det` is the largest difference of ℓ(1) from
+    the determinant of the whole Jacobian, and `log_det_probe` that of Hutchinson's estimate with
+    one probe. `zuko` is the largest difference from zuko's log density of the same velocity, and
+    `zuko_coarse` with the eight fixed steps of the training.
+    """
+
+    mass: float
+    mass_without: float
+    log_det: float
+    log_det_probe: float
+    zuko: float
+    zuko_coarse: float
+
+
+def checks(store: Store, seeds: Sequence[int]) -> list[Checks]:
+    """The checks of the regularised flows, measured once and kept."""
+    smoke, key = store.run == "smoke", asdict(training.settings(store, training.REGULARIZED))
+    key |= {"seeds": list(seeds), "nodes": NODES, "points": POINTS, "zuko": zuko.__version__}
+
+    def compute() -> dict[str, Any]:
+        flows = [training.fit(store, training.REGULARIZED, s)[0] for s in seeds]
+        nodes, points = (11, 2) if smoke else (NODES, POINTS)
+        pairs = zip(flows, seeds, strict=True)
+        return {"rows": [asdict(check(flow, s, nodes, points)) for flow, s in pairs]}
+
+    return [Checks(**row) for row in store.measure("checks", key, compute).numbers["rows"]]
+
+
+def check(flow: Flow, seed: int, nodes: int = NODES, points: int = POINTS) -> Checks:
+    """The checks of one flow in double precision."""
+    fine, coarse = exact(flow), solved(copy.deepcopy(flow).double(), steps=8)
+    x = training.held_out("8gaussians", points).double()
+    eps = probes(NORMAL, points, 2, seeded(seed)).to(x)
+    with torch.no_grad():
+        probe = (fine.transform(x, eps=eps).log_det - fine.transform(x).log_det).abs().max()
+    return Checks(
+        mass=abs(mass(exact(flow, 1e-5), nodes) - 1),
+        mass_without=abs(mass(exact(flow, 1e-5), nodes, log_det=False) - 1),
+        log_det=jacobian_error(fine, x),
+        log_det_probe=probe.item(),
+        zuko=zuko_error(fine, x),
+        zuko_coarse=zuko_error(coarse, x),
+    )
+
+
 @torch.no_grad()
-def mass(flow: Flow, nodes: int = NODES) -> float:
-    """The integral of the density over [−6, 6]², by a sum over a grid."""
+def mass(flow: Flow, nodes: int = NODES, *, log_det: bool = True) -> float:
+    """The integral of the density over [−6, 6]², by a sum over a grid.
+
+    Without `log_det` it is the integral of N(z(x); 0, I), which is no density of x.
+    """
     side = torch.linspace(-SIDE, SIDE, nodes, dtype=torch.float64)
-    p = flow.log_prob(torch.cartesian_prod(side, side)).exp()
+    x = torch.cartesian_prod(side, side)
+    p = (flow.log_prob(x) if log_det else standard_normal_log_prob(flow(x))).exp()
     return p.sum().item() * (2 * SIDE / (nodes - 1)) ** 2
 
 
@@ -77,3 +140,43 @@ def noisy_evaluations(flow: Flow, x: Tensor, tol: float, seed: int, *, fresh: bo
     except IntegrationError:
         return math.inf
     return costs.evaluations
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Evaluations at each of the `TOLS`, one list a seed: with one probe, another, and fresh ones.
+
+    They are infinite where the solver stopped after 1,000 steps.
+    """
+
+    one: list[list[float]]
+    another: list[list[float]]
+    fresh: list[list[float]]
+
+
+def noise(store: Store, seeds: Sequence[int]) -> Noise:
+    """What fresh noise costs the regularised flows, measured once and kept."""
+    smoke, key = store.run == "smoke", asdict(training.settings(store, training.REGULARIZED))
+    key |= {"seeds": list(seeds), "tols": list(TOLS), "points": NOISY}
+    x = training.held_out("8gaussians", 4 if smoke else NOISY).double()
+
+    def counted(flow: Flow, seed: int, *, fresh: bool) -> list[float]:
+        tols = TOLS[:1] if smoke else TOLS
+        return [noisy_evaluations(flow, x, tol, seed, fresh=fresh) for tol in tols]
+
+    def compute() -> dict[str, Any]:
+        flows = [exact(training.fit(store, training.REGULARIZED, s)[0]) for s in seeds]
+        pairs = list(zip(flows, seeds, strict=True))
+        return {
+            "one": [counted(flow, s, fresh=False) for flow, s in pairs],
+            "another": [counted(flow, s + 1000, fresh=False) for flow, s in pairs],
+            "fresh": [counted(flow, s, fresh=True) for flow, s in pairs],
+        }
+
+    return Noise(**store.measure("noise", key, compute).numbers)
+
+
+@torch.no_grad()
+def along_a_ray(flow: Flow, radii: Tensor) -> Tensor:
+    """The log density at (r, 0) for each radius r."""
+    return solved(flow, **training.FINE).log_prob(torch.stack([radii, torch.zeros_like(radii)], 1))

@@ -15,7 +15,7 @@ from machinery.store import Store
 from ..ot_flow.densities import seeded
 from .training import POINTS, RATES, WATCHED, best_rate, held_out
 
-CNF, SPLINES = "zuko's continuous flow", "spline flow"
+CNF, SPLINES = "zuko's continuous flow", "zuko's spline flow"
 PEERS: dict[str, Callable[[], nn.Module]] = {
     CNF: lambda: zuko.flows.CNF(2, hidden_features=(90, 90), atol=1e-5, rtol=1e-5),
     SPLINES: lambda: zuko.flows.NSF(2, transforms=3, hidden_features=(36, 36)),
@@ -28,8 +28,8 @@ class Settings:
 
     peer: str
     density: str
-    steps: int = 2000
-    batch: int = 500
+    steps: int = 600
+    batch: int = 250
     lr: float = RATES[0]
     zuko: str = zuko.__version__
 
