@@ -518,20 +518,20 @@ def pilot_table(e: Evidence) -> str:
 
 
 def match_table(e: Evidence) -> str:
-    """How far all methods are from the reference, with simulations and seconds, as Markdown."""
-    head = "| method | simulations | seconds |"
-    for i in (1, 2):
-        head += f" mean {i} (σ) | deviations {i} (%) | C2ST {i} (%) |"
-    lines = [head, "|---|---:|---:|" + "---:|" * 6]
+    """How far all methods are from the reference, a table an observation, as Markdown."""
+    return "\n\n".join(_match_table(e, i) for i in (0, 1))
+
+
+def _match_table(e: Evidence, index: int) -> str:
+    head = f"| observation {index + 1} | simulations | seconds |"
+    lines = [head + " mean (σ) | deviations (%) | C2ST (%) |", "|---|" + "---:|" * 5]
     for (name, n), rows in e.matches.items():
-        cells = [cell for i in (0, 1) for cell in _cells(e, rows, i)]
-        lines.append(line_of(name, f"{n:,}", f"{fmean(e.seconds[name, n]):.0f}", *cells))
-    cells = [cell for i in (0, 1) for cell in _cells(e, e.zoom, i)]
-    name = "COT-Flow, second training"
-    lines.append(line_of(name, "150,000", f"{fmean(e.zoom_seconds):.0f}", *cells))
+        seconds = f"{fmean(e.seconds[name, n]):.0f}"
+        lines.append(line_of(name, f"{n:,}", seconds, *_cells(e, rows, index)))
+    name, seconds = "COT-Flow, second training", f"{fmean(e.zoom_seconds):.0f}"
+    lines.append(line_of(name, "150,000", seconds, *_cells(e, e.zoom, index)))
     for n, rows in e.rejections.items():
-        cells = [cell for i in (0, 1) for cell in _cells(e, rows, i)]
-        lines.append(line_of("rejection ABC, regression", f"{n:,}", "", *cells))
+        lines.append(line_of("rejection ABC, regression", f"{n:,}", "", *_cells(e, rows, index)))
     return "\n".join(lines)
 
 
@@ -556,21 +556,21 @@ def power_table(e: Evidence) -> str:
 
 
 def smc_table(e: Evidence) -> str:
-    """The runs of SMC-ABC: simulations counted once and as published, and gaps, as Markdown."""
+    """The runs of SMC-ABC, with simulations counted once and as published, and their gaps."""
     head = "| run | tolerance | completed | given up | sum of counters | ESS | seconds |"
-    lines = [head + " mean (σ) | deviations (%) |", "|---|" + "---:|" * 8]
+    lines, gaps = [head, "|---|" + "---:|" * 6], ["| run | mean (σ) | deviations (%) |"]
+    gaps.append("|---|---:|---:|")
     for name, run in e.smc.items():
         last, index = references.last(run), references.RUNS[name]["index"]
         million = [references.completed(run), sum(r["aborted"] for r in run.numbers["rounds"])]
         million.append(references.summed(run))
         cells = [f"{value / 1e6:.2f}" for value in million]
+        times = [f"{last['ess']:.0f}", f"{run.seconds:.0f}"]
+        lines.append(line_of(name, f"{last['tolerance']:.4f}", *cells, *times))
         gap = e.gap(last, index)
         far = [f"{gap.mean:.1f}", f"{gap.narrow:+.0f} to {gap.wide:+.0f}"]
-        if name.endswith("adapted"):
-            far = ["reference", "reference"]
-        times = [f"{last['ess']:.0f}", f"{run.seconds:.0f}"]
-        lines.append(line_of(name, f"{last['tolerance']:.4f}", *cells, *times, *far))
-    return "\n".join(lines)
+        gaps.append(line_of(name, *(["reference"] * 2 if name.endswith("adapted") else far)))
+    return "\n".join([*lines, "", *gaps])
 
 
 def settling_table(e: Evidence) -> str:
