@@ -234,15 +234,13 @@ def _trace_rows(e: Evidence) -> Iterator[Row]:
         "cnf.hutchinson.slope", BOOK, "slope of log variance over log probes", slopes, ""
     )
     exact, normal, longer = (e.traces[kind].gaps for kind in trace.TRAININGS)
-    yield Claim(
+    gaussian = trace.gaussian_gaps(e.store, len(exact))
+    yield finding(
         "cnf.hutchinson.gap",
-        "One probe is enough to train by: nats lost in eight dimensions, at equal steps",
-        f"{FFJORD}, abstract",
+        "Training by one probe loses little in eight dimensions, at equal steps",
         ours=_differences(normal, exact),
         criterion=below(WITHIN),
-        control=Control(
-            "a Gaussian", _differences(trace.gaussian_gaps(e.store, len(exact)), exact)
-        ),
+        control=Control("a Gaussian", _differences(gaussian, exact)),
         unit="nats",
     )
     yield finding(
