@@ -8,7 +8,7 @@ from torch import nn
 
 from ctdl_lib.dynamics import integrate
 from ctdl_lib.generative import Flow
-from ctdl_lib.problems.densities import TOYS
+from ctdl_lib.problems.densities import TOYS, Mixture
 from experiments.continuous_flows import checks, costs, lecture, peers, trace, training
 from experiments.ot_flow.densities import seeded
 from machinery.store import Store
@@ -254,3 +254,17 @@ def test_the_density_on_the_way_is_that_of_moved_points():
     found = lecture.density_at(flow, 0.4, x, steps=64)
     torch.testing.assert_close(found, normal.log_prob(x).exp(), rtol=1e-6, atol=0)
     torch.testing.assert_close(lecture.density_at(flow, 0.0, x, 64), flow.log_prob(x).exp())
+
+
+def test_the_mean_density_prefers_spots_that_are_too_narrow_and_one_as_much_as_eight():
+    truth = TOYS["8gaussians"]
+    x = truth.sample(200_000, seeded(0), dtype=torch.float64)
+
+    def mean_density(narrower, spots):
+        weights = torch.full((spots,), 1 / spots, dtype=torch.float64)
+        model = Mixture(weights, truth.means[:spots], narrower * truth.std[:spots])
+        return model.log_prob(x).exp().mean().item()
+
+    half = mean_density(0.5, 8)
+    assert half / mean_density(1.0, 8) == pytest.approx(2 / (1 + 0.5**2), rel=0.01)
+    assert mean_density(0.5, 1) == pytest.approx(half, rel=0.02)

@@ -176,13 +176,18 @@ class Outcome:
     seconds: list[float]
 
 
+def held_out(store: Store) -> Tensor:
+    """The points on which all trainings in eight dimensions are judged."""
+    return Rotated(PLANES).sample(50 if store.run == "smoke" else POINTS, seeded(99))
+
+
 def outcome(store: Store, kind: str, seeds: Sequence[int]) -> Outcome:
     """What one of the `TRAININGS` is worth, measured once and kept.
 
     The longer one has the rate of the shorter one.
     """
     key, density, smoke = TRAININGS[kind], Rotated(PLANES), store.run == "smoke"
-    x = density.sample(50 if smoke else POINTS, seeded(99))
+    x = held_out(store)
 
     def trained(lr: float, seed: int) -> tuple[float, float]:
         flow = untrained(tried := replace(key, lr=lr), seed)
@@ -209,16 +214,3 @@ def outcome(store: Store, kind: str, seeds: Sequence[int]) -> Outcome:
 def slope(found: Sequence[float]) -> float:
     """The slope of the logarithm of a variance against that of the number of probes."""
     return math.log(found[-1] / found[0]) / math.log(PROBES[-1] / PROBES[0])
-
-
-def gaussian_gaps(store: Store, seeds: int) -> list[float]:
-    """The control: the gap of a Gaussian with mean and covariance of 5,000 samples a seed."""
-    density = Rotated(PLANES)
-    x = density.sample(50 if store.run == "smoke" else POINTS, seeded(99))
-
-    def gap(seed: int) -> float:
-        data = density.sample(5000, seeded(seed, 1))
-        normal = torch.distributions.MultivariateNormal(data.mean(0), data.T.cov())
-        return (density.log_prob(x) - normal.log_prob(x)).mean().item()
-
-    return [gap(s) for s in SEEDS[:seeds]]

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from machinery.claims import (
     Claim,
@@ -56,14 +56,20 @@ BOUND = {"ring": 5.0, "crowd": 1.0}  # percent above the least cost
 Costs = dict[str, float]
 
 
+class Gaussians(NamedTuple):
+    """The games between Gaussians, by dimension: what is off, in percent, and their controls."""
+
+    excess: dict[int, list[float]]
+    detour: dict[int, float]
+    potential: dict[int, list[float]]
+    loose: dict[int, list[float]]
+
+
 @dataclass(frozen=True)
 class Evidence:
     """All numbers of the chapter. Lists have one entry a seed."""
 
-    gaussian: dict[int, list[float]]
-    detour: dict[int, float]
-    potential: dict[int, list[float]]
-    loose: dict[int, list[float]]
+    gaussians: Gaussians
     games: dict[str, dict[int, list[Costs]]]
     objectives: dict[str, dict[int, list[float]]]
     least: Least
@@ -187,35 +193,35 @@ def mistaken(store: Store, seed: int = 0) -> training.Learned:
     return training.fit(store, "ring-slot", ring_to_gaussian(2), seed + SEEDS[0], SLOT, **wrong)
 
 
-def gather(run: Run, seed: int = 0) -> Evidence:
-    """The numbers of the chapter: loaded, computed or tried out as `run` says."""
-    store = Store(CHAPTER, run)
-    excess: dict[int, list[float]] = {}
-    potential: dict[int, list[float]] = {}
-    loose: dict[int, list[float]] = {}
-    detour: dict[int, float] = {}
+def gaussians(store: Store, seed: int = 0) -> Gaussians:
+    """The learned flows against the closed form."""
+    found = Gaussians({}, {}, {}, {})
     for d in (2, 10):
         game = references.gaussian_game(d)
         exact, best = gaussian_solution(game), references.gaussian_best(store, d, seed=seed)
-        excess[d], potential[d], loose[d] = [], [], []
-        detour[d] = 100 * (references.all_the_way(game) / exact.cost - 1)
+        found.detour[d] = 100 * (references.all_the_way(game) / exact.cost - 1)
+        for errors in (found.excess, found.potential, found.loose):
+            errors[d] = []
         for s in seeds_of(store, seed):
             model = training.fit(store, f"gaussian-d{d}", game, s, TRANSPORTING)
             make, name = references.gaussian_game, f"gaussian-d{d}-{s}"
             cost = training.evaluate(store, name, model, make, d, seed=seed)["cost"]
-            excess[d].append(100 * (cost - best) / exact.cost)
+            found.excess[d].append(100 * (cost - best) / exact.cost)
             free = training.fit(store, f"gaussian-d{d}-free", game, s, TRANSPORTING | FREE)
-            for found, learned in ((potential, model), (loose, free)):
+            for errors, learned in ((found.potential, model), (found.loose, free)):
                 phi = training.double(learned)
-                found[d].append(references.potential_error(phi, exact, game, seed))
+                errors[d].append(references.potential_error(phi, exact, game, seed))
+    return found
+
+
+def gather(run: Run, seed: int = 0) -> Evidence:
+    """The numbers of the chapter: loaded, computed or tried out as `run` says."""
+    store = Store(CHAPTER, run)
     believed, true = ablation(store, seed)
     slot = mistaken(store, seed)
     ring = ablated(store, WITH_TWO, seed)[0]
     return Evidence(
-        gaussian=excess,
-        detour=detour,
-        potential=potential,
-        loose=loose,
+        gaussians=gaussians(store, seed),
         games={
             name: {d: judged(store, name, d, seed) for d in DIMENSIONS} for name in references.MAKE
         },
@@ -249,7 +255,9 @@ def rows(e: Evidence) -> list[Row]:
     return [
         *_gaussian_rows(e),
         *_cost_rows(e),
+        *_choice_rows(e),
         *_penalty_rows(e),
+        *_step_rows(e),
         *_entropy_rows(e),
         *_crossing_rows(e),
         *_time_rows(e),
@@ -263,7 +271,7 @@ def values(found: Sequence[Mapping[str, float]], term: str = "cost") -> list[flo
 
 
 def _gaussian_rows(e: Evidence) -> Iterator[Row]:
-    for d, excess in e.gaussian.items():
+    for d, excess in e.gaussians.excess.items():
         yield Claim(
             f"mfg.gaussian.excess.d{d}",
             "The gradient of a learned potential moves a crowd at the least cost: excess over the"
@@ -271,10 +279,10 @@ def _gaussian_rows(e: Evidence) -> Iterator[Row]:
             SLIDE,
             ours=excess,
             criterion=below(1),
-            control=Control("optimal transport all the way to the target", [e.detour[d]]),
+            control=Control("optimal transport all the way to the target", [e.gaussians.detour[d]]),
             unit="%",
         )
-    for d, errors in e.potential.items():
+    for d, errors in e.gaussians.potential.items():
         yield Claim(
             f"mfg.gaussian.potential.d{d}",
             "The HJB equation with its terminal condition determines the potential, with its"
@@ -282,53 +290,60 @@ def _gaussian_rows(e: Evidence) -> Iterator[Row]:
             SLIDE,
             ours=errors,
             criterion=below(5),
-            control=Control("trained without the two penalties", e.loose[d]),
+            control=Control("trained without the two penalties", e.gaussians.loose[d]),
             unit="%",
         )
 
 
+SAYS = {
+    "ring": "optimal transport from a ring to a Gaussian",
+    "crowd": "motion of a crowd past a hill",
+}
+MOVES = {
+    "ring": "the linear map for a Gaussian with the ring's covariance",
+    "crowd": "straight lines through the hill",
+}
+IDS = {"ring": "ot", "crowd": "crowd"}
+
+
 def _cost_rows(e: Evidence) -> Iterator[Row]:
     """The costs of the ring and of the crowd above the least ones."""
-    says = {
-        "ring": "optimal transport from a ring to a Gaussian",
-        "crowd": "motion of a crowd past a hill",
-    }
-    moves = {
-        "ring": "the linear map for a Gaussian with the ring's covariance",
-        "crowd": "straight lines through the hill",
-    }
-    for name, id in (("ring", "ot"), ("crowd", "crowd")):
+    for name, id in IDS.items():
         for d in DIMENSIONS:
             straight = e.rivals[f"{name} straight"]["cost"]
             if name == "crowd":
                 straight += (d - 2) * e.least.resting
             in_plane = "mfg.eulerian_gap" + (".ot" if name == "ring" else "")
             agrees = (
-                f"The learned costs agree with those of an Eulerian solver: {says[name]}, d = 2"
+                f"The learned costs agree with those of an Eulerian solver: {SAYS[name]}, d = 2"
             )
             yield Claim(
                 in_plane if d == 2 else f"mfg.{id}.excess.d{d}",
-                agrees if d == 2 else f"The method solves {says[name]} in d = {d}: excess of cost",
+                agrees if d == 2 else f"The method solves {SAYS[name]} in d = {d}: excess of cost",
                 ABSTRACT,
                 ours=e.excess(name, d),
                 criterion=below(BOUND[name]),
-                control=Control(moves[name], e.least.excess(name, d, [straight])),
+                control=Control(MOVES[name], e.least.excess(name, d, [straight])),
                 unit="%",
             )
+
+
+def _choice_rows(e: Evidence) -> Iterator[Row]:
+    """The runs that were chosen among several, and what the ring costs."""
     how = {
         "chosen": (False, "cost by a fine solve"),
         "believed": (True, "objective as the training saw it"),
     }
-    for name, id in (("ring", "ot"), ("crowd", "crowd")):
+    for name, id in IDS.items():
         plane = e.rivals[f"{name} straight"]["cost"]
         for rule, (believed, by) in how.items():
             yield finding(
                 f"mfg.{id}.{rule}",
-                f"Of several runs, the one with the lowest {by} solves the game: {says[name]},"
+                f"Of several runs, the one with the lowest {by} solves the game: {SAYS[name]},"
                 " excess of cost, one value for each of four dimensions",
                 ours=e.chosen(name, believed=believed),
                 criterion=below(BOUND[name]),
-                control=Control(moves[name], e.least.excess(name, 2, [plane])),
+                control=Control(MOVES[name], e.least.excess(name, 2, [plane])),
                 unit="%",
             )
     for d in DIMENSIONS:
@@ -357,6 +372,10 @@ def _penalty_rows(e: Evidence) -> Iterator[Row]:
         yield Measurement.over_seeds(
             f"mfg.ot.hjb_gain{id}", BOOK, f"true cost that the penalties save, {name}", gain, ""
         )
+
+
+def _step_rows(e: Evidence) -> Iterator[Row]:
+    """What penalties do to the work, to the residual, and to what a training believes."""
 
     def over_eight(kind: str) -> list[float]:
         pairs = zip(values(e.true[kind]), values(e.true[EIGHT]), strict=True)

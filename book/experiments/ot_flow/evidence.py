@@ -1,6 +1,6 @@
 """What the evidence on OT-Flow rests on, gathered by one call, and the rows that follow from it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -96,7 +96,10 @@ def gather(run: Run, device: str = "cpu", seed: int = 0) -> Evidence:
     return Evidence(
         gaps=densities.gaps(store, seed, few, points, device),
         gaussian={
-            name: gaussian_gaps(name, densities.seeds_of(name, seed, few), points) for name in TOYS
+            name: gaussian_gaps(
+                TOYS[name], densities.held_out(name, points), densities.seeds_of(name, seed, few)
+            )
+            for name in TOYS
         },
         beliefs=beliefs(store, seed, few, points, device),
         by_steps={name: steps.by_steps(flows, x) for name, flows in compared.items()},
@@ -139,14 +142,16 @@ def beliefs(
     return [densities.Belief(**row) for row in rows]
 
 
-def gaussian_gaps(name: str, seeds: list[int], points: int) -> list[float]:
-    """The control: the gap of a Gaussian with the mean and covariance of 5,000 samples a seed."""
-    x = densities.held_out(name, points)
+def gaussian_gaps(density: Any, x: Tensor, seeds: Sequence[int]) -> list[float]:
+    """The control: the gap of a Gaussian with the mean and covariance of 5,000 samples a seed.
+
+    `density` has a `sample` and a `log_prob`. The gap is the mean over the points x.
+    """
 
     def gap(seed: int) -> float:
-        data: Tensor = TOYS[name].sample(5000, densities.seeded(seed, 1))
+        data: Tensor = density.sample(5000, densities.seeded(seed, 1))
         normal = torch.distributions.MultivariateNormal(data.mean(0), data.T.cov())
-        return (TOYS[name].log_prob(x) - normal.log_prob(x)).mean().item()
+        return (density.log_prob(x) - normal.log_prob(x)).mean().item()
 
     return [gap(seed) for seed in seeds]
 

@@ -142,6 +142,7 @@ def rows(e: Evidence) -> list[Row]:
     return [
         *_gaussian_rows(e),
         *_match_rows(e),
+        *_part_rows(e),
         *_cost_rows(e),
         *_smc_rows(e),
         *_likelihood_rows(e),
@@ -192,7 +193,7 @@ def _gaussian_rows(e: Evidence) -> Iterator[Row]:
 
 
 def _match_rows(e: Evidence) -> Iterator[Row]:
-    """Means, deviations and C2ST of COT-Flow against the reference."""
+    """All gaps of COT-Flow from the reference in one number a seed."""
     for n, id in ((LARGE, "cot"), (SMALL, "cot50k")):
         yield Claim(
             f"lv.{id}.match",
@@ -211,58 +212,51 @@ def _match_rows(e: Evidence) -> Iterator[Row]:
         criterion=below(0),
         control=Control("the first training", e.misses(e.matches[COT, SMALL])),
     )
+
+
+PARTS = {
+    "mean_gap": ("worst difference of a mean of log θ", MEAN, "σ"),
+    "std_gap": ("worst error of a standard deviation", STD, "%"),
+    "c2st": ("accuracy of a classifier (C2ST)", TOLD, "%"),
+}
+
+
+def _parts(e: Evidence, rows: Sequence[Sequence[Key]], index: int) -> dict[str, list[float]]:
+    """The numbers of all `PARTS`, one a seed."""
+    gaps = e.gaps(rows, index)
+    found = {"mean_gap": [gap.mean for gap in gaps], "std_gap": [gap.std for gap in gaps]}
+    return found | {"c2st": [row["c2st"] for row in rows[index]]}
+
+
+def _part_rows(e: Evidence) -> Iterator[Row]:
+    """Means, deviations and C2ST of COT-Flow at each observation, and of second trainings."""
     for n, id in ((LARGE, "cot"), (SMALL, "cot50k")):
-        ours, rival = e.matches[COT, n], e.rejections[n]
         for i in (0, 1):
-            where = f"COT-Flow, {n:,} simulations, observation {i + 1}"
-            gaps, others = e.gaps(ours, i), e.gaps(rival, i)
-            yield Claim(
-                f"lv.{id}.theta{i + 1}.mean_gap",
-                f"Samples closely match SMC: worst difference of a mean of log θ, {where}",
-                PREDATORS,
-                ours=[gap.mean for gap in gaps],
-                criterion=below(MEAN),
-                control=Control(REJECTION, [gap.mean for gap in others]),
-                unit="σ",
-            )
-            yield Claim(
-                f"lv.{id}.theta{i + 1}.std_gap",
-                f"Samples closely match SMC: worst error of a standard deviation, {where}",
-                PREDATORS,
-                ours=[gap.std for gap in gaps],
-                criterion=below(STD),
-                control=Control(REJECTION, [gap.std for gap in others]),
-                unit="%",
-            )
-            yield Claim(
-                f"lv.{id}.theta{i + 1}.c2st",
-                f"Samples closely match SMC: accuracy of a classifier (C2ST), {where}",
-                PREDATORS,
-                ours=[row["c2st"] for row in ours[i]],
-                criterion=below(TOLD),
-                control=Control(REJECTION, [row["c2st"] for row in rival[i]]),
-                unit="%",
-            )
-    parent = e.matches[COT, SMALL]
+            ours, rival = _parts(e, e.matches[COT, n], i), _parts(e, e.rejections[n], i)
+            for part, (says, bound, unit) in PARTS.items():
+                yield Claim(
+                    f"lv.{id}.theta{i + 1}.{part}",
+                    f"Samples closely match SMC: {says}, COT-Flow, {n:,} simulations,"
+                    f" observation {i + 1}",
+                    PREDATORS,
+                    ours=ours[part],
+                    criterion=below(bound),
+                    control=Control(REJECTION, rival[part]),
+                    unit=unit,
+                )
     for i in (0, 1):
-        where = f"observation {i + 1}, 150,000 simulations"
-        gaps, before = e.gaps(e.zoom, i), e.gaps(parent, i)
-        yield finding(
-            f"lv.zoom.theta{i + 1}.mean_gap",
-            f"A second training near one observation comes close to SMC: means, {where}",
-            ours=[gap.mean for gap in gaps],
-            criterion=below(MEAN),
-            control=Control("the first training", [gap.mean for gap in before]),
-            unit="σ",
-        )
-        yield finding(
-            f"lv.zoom.theta{i + 1}.std_gap",
-            f"A second training near one observation comes close to SMC: deviations, {where}",
-            ours=[gap.std for gap in gaps],
-            criterion=below(STD),
-            control=Control("the first training", [gap.std for gap in before]),
-            unit="%",
-        )
+        ours, first = _parts(e, e.zoom, i), _parts(e, e.matches[COT, SMALL], i)
+        for part, what in (("mean_gap", "means"), ("std_gap", "deviations")):
+            _, bound, unit = PARTS[part]
+            yield finding(
+                f"lv.zoom.theta{i + 1}.{part}",
+                f"A second training near one observation comes close to SMC: {what},"
+                f" observation {i + 1}, 150,000 simulations",
+                ours=ours[part],
+                criterion=below(bound),
+                control=Control("the first training", first[part]),
+                unit=unit,
+            )
 
 
 def _cost_rows(e: Evidence) -> Iterator[Row]:
