@@ -21,7 +21,7 @@ from ctdl_lib.generative import (
     TransportMap,
     ot_flow,
 )
-from ctdl_lib.networks import MLP
+from ctdl_lib.networks import MLP, Encoder
 from ctdl_lib.potentials import ConvexPotential, ResNetPotential
 from experiments.simulation_based_inference.posteriors import mode, sample_inside
 
@@ -45,6 +45,18 @@ def a_convex_map(d=2, seed=1, context_dim=0, **others):
 
 
 MAPS = {"flow": a_flow, "network": a_network, "convex map": a_convex_map}
+
+
+def an_encoded(kind, m=3, seed=1, **others):
+    """A map of one of the kinds whose context is read by an encoder first."""
+    g = torch.Generator().manual_seed(seed + 7)
+    encoder = Encoder(m, features=2, width=4, generator=g)
+    inner = MAPS[kind](context_dim=encoder.context_dim, seed=seed)
+    learned = inner.potential if kind == "convex map" else inner.velocity
+    how = {"tol": 1e-11} if kind == "convex map" else {"solver": inner.solver}
+    return type(inner)(learned, 2, context_dim=m, encoder=encoder, **how, **others)
+
+
 each_map = pytest.mark.parametrize("kind", MAPS)
 
 
@@ -624,3 +636,71 @@ def test_a_map_has_the_type_of_its_parameters_or_of_its_data(generator):
     free = Flow(Contract(), 2, solver={"steps": 2}, standardize=False)
     assert double.log_prob(x).dtype == free.log_prob(x).dtype == torch.float64
     assert free.log_prob(x.float()).dtype == torch.float32
+
+
+@each_map
+def test_an_encoder_gives_the_map_of_its_features(kind, generator):
+    x, y = torch.randn(7, 2, generator=generator), torch.randn(7, 3, generator=generator)
+    mapped = an_encoded(kind).standardize(x, y)
+    encoder = mapped.encoder
+    W, b = [list(part) for part in (encoder.weights, encoder.biases)]
+    ybar = (y - y.mean(0)) / y.std(0)
+    u = ybar @ W[0].T + b[0]
+    for i in (1, 2):  # the formula, written out
+        u = (u / (1 + (-u).exp())) @ W[i].T + b[i]
+    features = torch.cat([ybar, u], 1)
+    plain = MAPS[kind](context_dim=encoder.context_dim, standardize=False)
+    plain.data = mapped.data
+    expected = plain.bind(features)
+    assert torch.allclose(mapped.given(y).log_prob(x), expected.log_prob(x), atol=1e-12)
+    assert torch.allclose(mapped.given(y)(x), expected(x), atol=1e-12)
+    one = mapped.given(y[0]).sample(4, generator.manual_seed(3))
+    assert torch.allclose(one, expected.bind(features[:1]).sample(4, generator.manual_seed(3)))
+
+
+@each_map
+def test_an_encoder_is_trained_and_kept_with_its_map(kind, generator):
+    x, y = torch.randn(9, 2, generator=generator), torch.randn(9, 3, generator=generator)
+    mapped = an_encoded(kind).standardize(x, y)
+    mapped.given(y).log_prob(x).mean().backward()
+    assert all(p.grad.abs().max() > 0 for p in mapped.encoder.parameters())
+    W, eps = mapped.encoder.weights[1], 1e-5
+    slope, values = W.grad[1, 2].item(), []
+    for sign in (1, -1):  # against a difference quotient
+        with torch.no_grad():
+            W[1, 2] += sign * eps
+            values.append(mapped.given(y).log_prob(x).mean().item())
+            W[1, 2] -= sign * eps
+    assert (values[0] - values[1]) / (2 * eps) == pytest.approx(slope, rel=1e-6, abs=1e-10)
+    other = an_encoded(kind, seed=5)
+    assert not torch.allclose(other.standardize(x, y).given(y)(x), mapped.given(y)(x))
+    other.load_state_dict(mapped.state_dict())
+    assert torch.equal(other.given(y)(x), mapped.given(y)(x))
+
+
+@pytest.mark.parametrize("backprop", ["adjoint", "recompute"])
+def test_every_kind_of_gradient_reaches_the_encoder(backprop, generator):
+    x, y = torch.randn(6, 2, generator=generator), torch.randn(6, 3, generator=generator)
+    mapped = an_encoded("flow").standardize(x, y)
+    found = []
+    for how in ("through", backprop):
+        mapped.zero_grad()
+        mapped.solver = {"steps": 40, "backprop": how}
+        mapped.given(y).log_prob(x).sum().backward()
+        found.append([p.grad.clone() for p in mapped.encoder.parameters()])
+    for through, other in zip(*found, strict=True):
+        assert torch.allclose(through, other, atol=1e-6 * through.abs().max().item() + 1e-9)
+
+
+def test_the_objective_of_a_flow_trains_its_encoder(generator):
+    x, y = torch.randn(6, 2, generator=generator), torch.randn(6, 3, generator=generator)
+    mapped = an_encoded("flow").standardize(x, y)
+    terms = mapped.objective(x, y, steps=5, likelihood=2.0, hjb=0.0)
+    phi = a_flow(context_dim=5, standardize=False).velocity  # the same weights
+    phi = phi.given(mapped.encoder(mapped.conditions(y)))
+    expected = ot_flow(phi, mapped.data(x), steps=5, likelihood=2.0, hjb=0.0)
+    assert sum(terms.values()).item() == pytest.approx(sum(expected.values()).item(), rel=1e-12)
+    sum(terms.values()).backward()
+    assert all(p.grad.abs().max() > 0 for p in mapped.encoder.parameters())
+    with pytest.raises(ValueError, match="context_dim="):
+        a_flow(encoder=Encoder(3))

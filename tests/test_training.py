@@ -3,13 +3,22 @@ import itertools
 import math
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from ctdl_lib.learning import TrainingError, cosine, minibatches, storage, train
+from ctdl_lib.learning import (
+    Step,
+    TrainingError,
+    autoclip,
+    cosine,
+    minibatches,
+    storage,
+    train,
+)
 
 
 def square(net, batch):
@@ -90,6 +99,45 @@ def test_the_gradient_is_clipped_and_its_norm_reported_unclipped():
     )
     assert step.grad_norm > 1
     assert (net.weight - before).norm() <= 0.5
+
+
+def exploding(net, k):
+    """A loss whose gradient is a thousand times as long at two steps."""
+    return (1e3 if k in (9.0, 17.0) else 1.0) * (net(torch.ones(3)) - 1e6).sum()
+
+
+def test_autoclip_bounds_a_gradient_by_the_median_of_those_before():
+    net = nn.Linear(3, 1)
+    sgd = torch.optim.SGD(net.parameters(), lr=1.0)
+    how = {"steps": 20, "optimizer": sgd, "max_grad_norm": autoclip(2.0, window=5)}
+    positions, records = [net.bias.item()], []
+    for record in train(net, exploding, float, **how):
+        records.append(record)
+        positions.append(net.bias.item())
+    moved = [a - b for a, b in pairwise(positions)]
+    norms = [r.grad_norm for r in records]
+    assert norms == pytest.approx([2e3 if k in (9, 17) else 2.0 for k in range(20)])
+    assert moved == pytest.approx([2.0 if k in (9, 17) else 1.0 for k in range(20)])
+
+
+def test_autoclip_remembers_its_window_alone():
+    records = [Step(k, 0.0, {}, norm, 0.0) for k, norm in enumerate([100.0, 90.0, 1.0, 3.0, 2.0])]
+    assert autoclip(2.0)([]) == math.inf
+    assert autoclip(3.0, window=3)(records) == 6.0
+    assert autoclip(1.0)(records) == 3.0
+
+
+def test_autoclip_goes_on_bit_identical(tmp_path):
+    def start(checkpoint, until):
+        net = linear()
+        how = {"steps": 20, "lr": 0.1, "max_grad_norm": autoclip(0.9, window=7)}
+        how |= {"checkpoint": checkpoint, "every": 4}
+        list(itertools.islice(train(net, noisy, float, **how), until))
+        return net.weight.detach()
+
+    whole, path = start(None, None), tmp_path / "run"
+    start(path, 10)
+    assert torch.equal(whole, start(path, None))
 
 
 def test_schedules_set_the_rate_of_each_step():

@@ -189,6 +189,8 @@ CALLS = [
     (mlp_y.forward, {"t": t, "x": x, "y": c}, {}),
     (networks.ConcatSquash, {"d": 2, "width": 4, "hidden": 1, "context_dim": 0}, {}),
     (squash.forward, {"t": 0.3, "x": x}, {}),
+    (networks.Encoder, {"m": 3, "features": 2, "width": 4, "hidden": 1}, {}),
+    (networks.Encoder(3, features=2, width=4).forward, {"y": c}, {}),
     (
         networks.ResNet,
         {"inputs": 2, "outputs": 3, "width": 4, "layers": 2, "horizon": 1.0, "scale": 0.1},
@@ -257,6 +259,7 @@ CALLS = [
         },
         {},
     ),
+    (learning.autoclip, {"factor": 2.0, "window": 10}, {}),
     (learning.cosine, {"lr": 0.1, "steps": 4, "floor": 0.0}, {}),
     (
         lambda size, seed: learning.minibatches(x, z, size=size, seed=seed)(0),

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad, jvp, vmap
 
 from ..dynamics.calculus import Transformed
@@ -29,7 +29,7 @@ class ConvexMap(TransportMap):
     G(x; y) − zᵀx. Training maximises the likelihood and needs no inverse.
 
     Args of the constructor: the `potential` G with its dimensions `d` of x and `context_dim` of y;
-    the tolerance `tol` of the inverse, ‖∇G − z‖∞ ≤ `tol`; `box` and `standardize` as in
+    the tolerance `tol` of the inverse, ‖∇G − z‖∞ ≤ `tol`; `box`, `standardize` and `encoder` as in
     `TransportMap`.
 
     Reference: wang2023efficient.
@@ -44,8 +44,10 @@ class ConvexMap(TransportMap):
         tol: float = 1e-5,
         box: tuple[Sequence[float], Sequence[float]] | None = None,
         standardize: bool = True,
+        encoder: nn.Module | None = None,
     ):
-        super().__init__(d, context_dim=context_dim, box=box, standardize=standardize)
+        scaling: dict[str, Any] = {"box": box, "standardize": standardize}
+        super().__init__(d, context_dim=context_dim, encoder=encoder, **scaling)
         if not tol > 0:
             raise ValueError(f"tol must be positive, got {tol}")
         self.potential, self.tol = potential, tol

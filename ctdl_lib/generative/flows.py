@@ -30,8 +30,8 @@ class Flow(TransportMap):
 
     Args of the constructor: the `velocity`, which is a `Potential` or a network v(t, x), or
     v(t, x, y) with a context; the dimensions `d` of x and `context_dim` of y; the arguments of
-    `integrate` (`solver`), such as {"steps": 8} or {"tol": 1e-5}; `box` and `standardize` as in
-    `TransportMap`.
+    `integrate` (`solver`), such as {"steps": 8} or {"tol": 1e-5}; `box`, `standardize` and
+    `encoder` as in `TransportMap`.
 
     A flow is trained, kept and moved as any module of torch::
 
@@ -55,8 +55,10 @@ class Flow(TransportMap):
         context_dim: int = 0,
         box: tuple[Sequence[float], Sequence[float]] | None = None,
         standardize: bool = True,
+        encoder: nn.Module | None = None,
     ):
-        super().__init__(d, context_dim=context_dim, box=box, standardize=standardize)
+        scaling: dict[str, Any] = {"box": box, "standardize": standardize}
+        super().__init__(d, context_dim=context_dim, encoder=encoder, **scaling)
         self.velocity, self.solver = velocity, solver
         self.adopt(velocity)
         if isinstance(velocity, Potential):
@@ -84,7 +86,9 @@ class Flow(TransportMap):
             raise TypeError("OT-Flow's objective needs a Potential as the velocity of the flow")
         if (y is None) != (len(self.conditions.mean) == 0):
             raise ValueError("give one context y for each x if, and only if, context_dim is set")
-        phi = self.velocity if y is None else self.velocity.given(self.conditions(y))
+        phi = self.velocity
+        if y is not None:
+            phi = phi.given(self.encoded(self.conditions(y)))
         return ot_flow_terms(phi, self.data(x), steps=steps, likelihood=likelihood, hjb=hjb)
 
     def forward(
@@ -145,7 +149,9 @@ class Flow(TransportMap):
 
     def _solve(self, f, state, t0, t1, save_at, statistics):
         how = {"save_at": save_at, "statistics": statistics, **self.solver}
-        return integrate(f, state, t0, t1, parameters=list(self.velocity.parameters()), **how)
+        further = [] if self.context is None or self.encoder is None else [self.context]
+        further += self.velocity.parameters()
+        return integrate(f, state, t0, t1, parameters=further, **how)
 
     def _bound(self, n: int) -> Any:
         """The potential or the network with the context of n samples."""

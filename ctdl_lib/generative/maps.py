@@ -37,7 +37,9 @@ class TransportMap(Conditional):
 
     Args of the constructor: the dimensions `d` of x and `context_dim` of y; the `box` (low, high)
     that contains x, if there is one, where `BoxScaling` gives x̄. Without `standardize`, mean 0 and
-    deviation 1 replace those of the data.
+    deviation 1 replace those of the data. An `encoder` is a network that reads the standardized y
+    first, such as `Encoder`; it is trained with the map. What it returns is the context of the
+    learned part, whose own context_dim is the number of its outputs.
     """
 
     seen: Tensor  # the range of each standardized y of the training data
@@ -49,9 +51,12 @@ class TransportMap(Conditional):
         context_dim: int = 0,
         box: tuple[Sequence[float], Sequence[float]] | None = None,
         standardize: bool = True,
+        encoder: nn.Module | None = None,
     ):
         super().__init__()
-        self.d = d
+        if encoder is not None and not context_dim:
+            raise ValueError("an encoder reads a context: set context_dim= to its number of inputs")
+        self.d, self.encoder = d, encoder
         scaling = Standardization(d, identity=not standardize) if box is None else BoxScaling(*box)
         self.data: Standardization | BoxScaling = scaling
         if box is not None:
@@ -106,7 +111,11 @@ class TransportMap(Conditional):
                 " standard deviations: do not trust their densities, or train on more data",
                 stacklevel=2,
             )
-        return self.bind(context)
+        return self.bind(self.encoded(context))
+
+    def encoded(self, y: Tensor) -> Float[Tensor, "batch context"]:
+        """The context of the learned part, from a standardized y."""
+        return y if self.encoder is None else self.encoder(y)
 
     @abc.abstractmethod
     def forward(self, x: Rows) -> Float[Tensor, "batch d"]:
@@ -146,7 +155,7 @@ class TransportMap(Conditional):
         return self.bind(self.context[rows])
 
     def context_of(self, n: int) -> Float[Tensor, "{n} context"] | None:
-        """The standardized context with n rows, or None if the map has no context.
+        """The context of the learned part with n rows, or None if the map has no context.
 
         Raises:
             ValueError: `given` was not called, or its y has neither one row nor n.

@@ -5,8 +5,8 @@ loads its checkpoints. The chapter on training as optimal control writes out Pon
 """
 
 from ..contracts import guard
-from .training import Step, TrainingError, cosine, minibatches, train
+from .training import Step, TrainingError, autoclip, cosine, minibatches, train
 
-__all__ = ["Step", "TrainingError", "cosine", "minibatches", "train"]
+__all__ = ["Step", "TrainingError", "autoclip", "cosine", "minibatches", "train"]
 
 guard(__name__)

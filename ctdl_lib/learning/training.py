@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def train(
     steps: int,
     lr: float | Callable[[int], float] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-    max_grad_norm: float | None = None,
+    max_grad_norm: float | Callable[[Sequence[Step]], float] | None = None,
     average: float | None = None,
     checkpoint: Path | None = None,
     every: int = 100,
@@ -68,7 +68,8 @@ def train(
         lr: a number, or a schedule step ↦ lr (see `cosine`); 1e-3 by default.
         optimizer: an optimizer over the parameters of `model`, such as L-BFGS; Adam by default. The
             rates of its parameter groups hold. An `lr` beside it is a factor of each of them.
-        max_grad_norm: the largest norm of the gradient; a longer gradient is scaled down to it.
+        max_grad_norm: the largest norm of the gradient; a longer gradient is scaled down to it. It
+            is a number, or a function of the records of the steps before (see `autoclip`).
         average: the weight a ∈ [0, 1) of the exponential average θ̄ ← a θ̄ + (1 − a) θ of the
             parameters. It starts at the initial θ, and replaces θ after the last step.
         checkpoint: a file that is written atomically after every `every` steps and at the end.
@@ -110,8 +111,9 @@ def train(
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(index)
         drawn = batch(index)
+        longest = max_grad_norm(done) if callable(max_grad_norm) else max_grad_norm
         try:
-            evaluated = _update(model, fast, drawn, index, optimizer, max_grad_norm)
+            evaluated = _update(model, fast, drawn, index, optimizer, longest)
         except TrainingError:
             if compiled:
                 loss(model, drawn)  # raises the error of the check that fails
@@ -129,6 +131,22 @@ def train(
 def cosine(lr: float, steps: int, *, floor: float = 0.0) -> Callable[[int], float]:
     """The schedule step ↦ floor + (lr − floor)(1 + cos(π step/steps))/2."""
     return lambda step: floor + 0.5 * (lr - floor) * (1 + math.cos(math.pi * step / steps))
+
+
+def autoclip(factor: float = 2.0, *, window: int = 1000) -> Callable[[Sequence[Step]], float]:
+    """The bound `factor` times the median of ‖gradient‖ over the last `window` steps.
+
+    It is a value of `max_grad_norm` for losses whose gradient explodes now and then, and it needs
+    no number in the units of the loss. The first step has no bound.
+
+    Reference: seetharaman2020autoclip, who take a percentile of all steps in place of the median.
+    """
+
+    def bound(done: Sequence[Step]) -> float:
+        norms = [step.grad_norm for step in done[-window:]]
+        return factor * float(np.median(norms)) if norms else math.inf
+
+    return bound
 
 
 def minibatches(*data: Tensor, size: int, seed: int) -> Callable[[int], tuple[Tensor, ...]]:

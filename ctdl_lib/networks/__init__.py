@@ -2,12 +2,13 @@
 
 Read `resnets` first: its class `ResNet` can have every layer of the slides, and `architectures`
 lists these layers and their time-stepping schemes.
-`mlps` and `operators` have the velocities and scores of the chapters on generative models.
+`mlps` and `operators` have the velocities, scores and encoders of the chapters on generative
+models.
 """
 
 from ..contracts import guard
 from .embeddings import time_features
-from .mlps import MLP, ConcatSquash
+from .mlps import MLP, ConcatSquash, Encoder
 from .operators import FNO, SpectralConv
 from .resnets import Control, ResNet, tikhonov, time_smoothness
 
@@ -16,6 +17,7 @@ __all__ = [
     "MLP",
     "ConcatSquash",
     "Control",
+    "Encoder",
     "ResNet",
     "SpectralConv",
     "tikhonov",

@@ -1,4 +1,4 @@
-"""Multilayer perceptrons as velocities."""
+"""Multilayer perceptrons as velocities, and as readers of a context."""
 
 import math
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..dynamics.stepping import same_shape
 from .embeddings import Time, times_like
@@ -100,6 +101,40 @@ class ConcatSquash(nn.Module):
             x = torch.addmm(b, self.activation(x) if i else x, W.T)
             x = torch.addcmul(e * t, x, torch.sigmoid(torch.addcmul(c, a, t)))
         return x
+
+
+class Encoder(nn.Module):
+    """The features (y, N(y)) of a context y, where N is a perceptron, for the `encoder` of a map.
+
+    Args of the constructor: the dimension `m` of y; the number of outputs of N (`features`); the
+    `width` and number `hidden` of hidden layers; the `activation` between layers; `generator` draws
+    weights and biases as in `MLP`. The number of all outputs is `context_dim` = m + features, which
+    is the context_dim of the network or potential that is steered.
+    """
+
+    def __init__(
+        self,
+        m: int,
+        *,
+        features: int = 32,
+        width: int = 96,
+        hidden: int = 2,
+        activation: Callable[[Tensor], Tensor] = functional.silu,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        self.m, self.context_dim, self.activation = m, m + features, activation
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for n, k in pairwise([m, *[width] * hidden, features]):
+            self.weights.append(uniform((k, n), n, generator))
+            self.biases.append(uniform((k,), n, generator))
+
+    def forward(self, y: Float[Tensor, "batch m"]) -> Float[Tensor, "batch context_dim"]:
+        """The features (y, N(y))."""
+        u = y
+        for i, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+            u = torch.addmm(b, self.activation(u) if i else u, W.T)
+        return torch.cat([y, u], 1)
 
 
 def uniform(shape: tuple[int, ...], inputs: int, generator: torch.Generator | None) -> Tensor:

@@ -18,13 +18,16 @@ from torch import Tensor, nn
 
 from ctdl_lib.dynamics import Transformed
 from ctdl_lib.generative import ConvexMap, Flow, Sample, TransportMap
-from ctdl_lib.learning import Step, cosine, minibatches, train
+from ctdl_lib.learning import Step, autoclip, cosine, minibatches, train
+from ctdl_lib.networks import Encoder
 from ctdl_lib.potentials import ConvexPotential, ResNetPotential
 from machinery.store import Record, Store
 
 CHAPTER = "09_simulation_based_inference"
 SEEDS = (10, 11, 12)  # settings were chosen with seeds 0 and 1
 COT, PCP, NPE, FMPE = METHODS = ("COT-Flow", "PCP-Map", "NPE", "FMPE")
+READERS = {f"{name}, encoder": name for name in METHODS}  # the same with an encoder, to their names
+COT_READS, PCP_READS, NPE_READS, FMPE_READS = READERS
 SHORT = {COT: "cot", PCP: "pcp", NPE: "npe", FMPE: "fmpe"}
 SOLVED = 8  # Runge–Kutta steps of COT-Flow, unless another number is said
 
@@ -53,8 +56,8 @@ def seeds_of(store: Store, seed: int = 0) -> list[int]:
 class Spline(TransportMap):
     """The network of sbi's NPE."""
 
-    def __init__(self, net: Any, d: int, m: int):
-        super().__init__(d, context_dim=m)
+    def __init__(self, net: Any, d: int, m: int, encoder: nn.Module | None = None):
+        super().__init__(d, context_dim=m, encoder=encoder)
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,19 +97,28 @@ class Matched(nn.Module):
 
 def model_of(key: Mapping[str, Any], d: int, m: int, s: int, box: Box | None = None) -> Any:
     """The untrained map of x in ℝᵈ given y in ℝᵐ; ours know the `box` of the prior."""
-    kind, like = key["method"], (torch.randn(9, d), torch.randn(9, m))
+    kind, encoder = key["method"], encoder_of(key, m, s)
+    seen = m if encoder is None else encoder.context_dim
+    like = torch.randn(9, d), torch.randn(9, seen)
     raw: Key = {"z_score_theta": "none", "z_score_x": "none", "hidden_features": key["width"]}
-    how: Key = {"context_dim": m, "width": key["width"], "generator": seeded(s)}
+    how: Key = {"context_dim": seen, "width": key["width"], "generator": seeded(s)}
+    reads: Key = {"context_dim": m, "encoder": encoder}
     torch.manual_seed(s)  # sbi draws its weights with torch's own seed
     if kind == NPE:
-        return Spline(posterior_nn("nsf", **raw, num_transforms=5)(*like), d, m)
+        return Spline(posterior_nn("nsf", **raw, num_transforms=5)(*like), d, m, encoder)
     if kind == FMPE:
         net = Matched(posterior_flow_nn("mlp", **raw)(*like))
-        return Flow(net, d, solver={"tol": 1e-4}, context_dim=m)
+        return Flow(net, d, solver={"tol": 1e-4}, **reads)
     if kind == PCP:
-        return ConvexMap(ConvexPotential(d, **how, layers=3), d, context_dim=m, box=box)
+        return ConvexMap(ConvexPotential(d, **how, layers=3), d, **reads, box=box)
     phi = ResNetPotential(d, **how)
-    return Flow(phi, d, solver={"steps": SOLVED}, context_dim=m, box=box)
+    return Flow(phi, d, solver={"steps": SOLVED}, **reads, box=box)
+
+
+def encoder_of(key: Mapping[str, Any], m: int, s: int) -> Encoder | None:
+    """The network that reads y first, if the settings have one."""
+    how = key.get("encoder")
+    return None if how is None else Encoder(m, **how, generator=seeded(s, 3))
 
 
 def objective(key: Mapping[str, Any], model: Any, x: Tensor, y: Tensor) -> Any:
@@ -115,7 +127,7 @@ def objective(key: Mapping[str, Any], model: Any, x: Tensor, y: Tensor) -> Any:
         how = {"likelihood": key["alpha"], "hjb": key["beta"], "steps": key["rk4"]}
         return model.objective(x, y, **how)
     if key["method"] == FMPE:
-        return model.velocity.net.loss(model.data(x), model.conditions(y)).mean()
+        return model.velocity.net.loss(model.data(x), model.encoded(model.conditions(y))).mean()
     return -model.given(y).log_prob(x).mean()
 
 
@@ -139,7 +151,8 @@ def steps_of(
     def loss(model: Any, batch: Any) -> Any:
         return objective(key, model, *batch)
 
-    how = {"lr": cosine(key["lr"], key["steps"]), "max_grad_norm": key.get("clip")}
+    clip = autoclip(key["autoclip"]) if "autoclip" in key else key.get("clip")
+    how = {"lr": cosine(key["lr"], key["steps"]), "max_grad_norm": clip}
     how |= {"average": key.get("average"), "checkpoint": file, "every": 500}
     yield from train(model, loss, batch, steps=steps, **how)
 
