@@ -8,6 +8,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from scipy.stats import multivariate_normal
 from torch.distributions import MultivariateNormal
 
 from ctdl_lib.generative import Flow, ot_flow
@@ -22,13 +24,28 @@ from experiments.simulation_based_inference import (
     references,
 )
 from experiments.simulation_based_inference.campaigns import seeds as spawned
-from experiments.simulation_based_inference.maps import COT, FMPE, METHODS, NPE, PCP, seeded
+from experiments.simulation_based_inference.maps import (
+    COT,
+    COT_READS,
+    FMPE,
+    METHODS,
+    NPE,
+    PCP,
+    seeded,
+)
 from experiments.simulation_based_inference.predators import OBSERVED, Campaign, features
 from experiments.simulation_based_inference.problems import LinearGaussian
 from machinery.store import Store
 
 double = torch.float64
 KEY = {"width": 8, "rk4": 4, "alpha": 30.0, "beta": 1.0, "batch": 64, "lr": 0.01, "steps": 2}
+READS = predators.READS | {"encoder": {"features": 3, "width": 5}}
+
+
+def key_of(method):
+    """Settings of a method, or of one with an encoder."""
+    base = maps.READERS.get(method, method)
+    return KEY | {"method": base} | (READS if method in maps.READERS else {})
 
 
 @pytest.fixture(autouse=True)
@@ -52,14 +69,14 @@ def found():
 def some_map(method, d=2, m=3, box=None):
     """An untrained map that knows the scale of some data."""
     x, y = torch.rand(50, d, generator=seeded(0)), torch.randn(50, m, generator=seeded(1))
-    model = maps.model_of(KEY | {"method": method}, d, m, 0, box)
+    model = maps.model_of(key_of(method), d, m, 0, box)
     return model.standardize(x, y).requires_grad_(False), x, y
 
 
 # --- maps ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *maps.READERS])
 def test_a_map_goes_back_and_its_samples_have_the_density_that_it_says(method):
     model, x, y = some_map(method)
     bound = model.given(y[:20])
@@ -83,6 +100,25 @@ def test_in_a_box_no_sample_leaves_it(method):
     x = model.given(y[0]).sample(500, seeded(3))
     assert (x >= 0).all()
     assert (x <= 1).all()
+
+
+@pytest.mark.parametrize("method", maps.READERS)
+def test_scaling_and_encoder_are_saved_with_the_weights(method, tmp_path):
+    model, x, y = some_map(method)
+    save_file(model.state_dict(), tmp_path / "map.safetensors")
+    other = maps.model_of(key_of(method), 2, 3, 1)
+    assert not torch.equal(other.encoder(y), model.encoder(y))
+    other.load_state_dict(load_file(tmp_path / "map.safetensors"))
+    assert torch.equal(other.given(y).log_prob(x), model.given(y).log_prob(x))
+
+
+@pytest.mark.parametrize("method", [COT, NPE])
+def test_an_encoder_changes_no_weight_of_the_plain_map(method):
+    """The stored maps without one are still those of their settings."""
+    plain, reads = (some_map(name)[0] for name in (method, f"{method}+encoder"))
+    assert not [name for name in plain.state_dict() if "encoder" in name]
+    assert plain.encoder is None
+    assert reads.encoder.context_dim == 3 + 3
 
 
 def test_the_objective_of_cot_flow_is_that_of_ot_flow_with_the_context_bound():
@@ -121,16 +157,25 @@ def test_other_steps_leave_the_flow_as_it_was():
     assert (near - z).norm() < 0.1 * (far - z).norm()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *list(maps.READERS)[:3]])
 def test_a_training_lowers_the_nll(method):
     linear = LinearGaussian(torch.ones(1, 2, dtype=double), noise=0.3)
     x = linear.prior.sample(1000, seeded(0), dtype=torch.float32)
     y, _ = linear.simulate(x, spawned(1000, 0))
-    key = KEY | {"method": method, "steps": 30, "lr": 0.03}
+    key = key_of(method) | {"steps": 30, "lr": 0.03}
+    key |= {"average": 0.5} if "average" in key else {}  # that of long trainings lags
     model = maps.model_of(key, 2, 1, 0)
     before = maps.mean_nll(model.standardize(x, y), x, y)
     list(maps.steps_of(model, key, x, y, 0, 30))
     assert maps.mean_nll(model, x, y) < before - 0.1
+
+
+@pytest.mark.parametrize("method", maps.READERS)
+def test_each_objective_trains_the_encoder(method):
+    model, x, y = some_map(method)
+    loss = maps.objective(key_of(method), model.requires_grad_(True), x, y)
+    (sum(loss.values()) if isinstance(loss, dict) else loss).backward()
+    assert all(p.grad.abs().max() > 0 for p in model.encoder.parameters())
 
 
 # --- the linear problem -------------------------------------------------------------------------
@@ -233,6 +278,59 @@ def test_regression_makes_rejection_exact_where_all_is_linear():
     assert raw.std() > std  # what the regression removes
 
 
+def test_the_synthetic_likelihood_is_that_of_a_fitted_normal_law():
+    f = torch.randn(2, 400, 3, generator=seeded(0), dtype=double)
+    completed = torch.ones(2, 400, dtype=torch.bool)
+    completed[0, 100:] = False
+    completed[1, 5:] = False  # too few for a covariance
+    target = torch.tensor([0.3, -0.2, 0.1], dtype=double)
+    found = references.gaussian_log_likelihood(f, completed, target)
+    rows = f[0, :100].numpy()
+    expected = multivariate_normal(rows.mean(0), np.cov(rows.T)).logpdf(target.numpy())
+    assert float(found[0]) == pytest.approx(expected + math.log(0.25))
+    assert float(found[1]) == -math.inf
+
+
+class LinearSimulator:
+    """Features Ax + e of a parameter in a wide box, and a posterior in closed form."""
+
+    prior = predators.PROBLEM.prior
+    low, high = predators.PROBLEM.low, predators.PROBLEM.high
+    A = torch.tensor([[1.0, 0.5, 0, 0], [0, 1, 0, 0.3], [0, 0, 1, 0], [0.2, 0, 0, 1]]).double()
+    noise, x = 0.2, torch.full((4,), -1.5, dtype=double)
+
+    def simulate(self, x, words):
+        e = torch.randn(len(x), 4, generator=seeded(len(x)), dtype=double)
+        return x @ self.A.T + self.noise * e, torch.ones(len(x), dtype=torch.bool)
+
+    @property
+    def posterior(self):
+        covariance = self.noise**2 * (self.A.T @ self.A).inverse()
+        return covariance @ self.A.T @ (self.A @ self.x) / self.noise**2, covariance
+
+
+def test_other_references_are_exact_where_all_is_linear(monkeypatch):
+    problem = LinearSimulator()
+    monkeypatch.setattr(references, "PROBLEM", problem)
+    monkeypatch.setattr(references, "features", lambda y: y)
+    monkeypatch.setattr(references, "OBSERVED", (problem.A @ problem.x)[None])
+    mean, covariance = problem.posterior
+    off, key = mean + 0.5 * covariance.diagonal().sqrt(), {"index": 0, "seed": 0, "kept": 1500}
+    stage = {"draws": 800, "repeats": 100}
+    exact = {"mean": mean.tolist(), "std": covariance.diagonal().sqrt().tolist()}
+    for row in (
+        references._by_synthetic_likelihood(key, stage, off, covariance),
+        references._by_regression(key, 20_000, off, covariance),
+    ):
+        row |= {"std": row["covariance"].diagonal().sqrt()}
+        found = references.gap({k: row[k].tolist() for k in ("mean", "std")}, exact)
+        assert found.mean < 0.15
+        assert found.std < 12
+        assert row["ess"] > 100
+    start = references.gap({"mean": off.tolist(), "std": exact["std"]}, exact)
+    assert start.mean == pytest.approx(0.5)
+
+
 def test_simulations_needed_are_those_of_the_first_round_that_is_near_enough(saved):
     runs = [references.record(saved, "theta2"), references.record(saved, "theta2-half")]
     ref = references.last(references.record(saved, "theta2-adapted"))
@@ -276,6 +374,11 @@ def test_settings_of_cot_flow_are_those_of_the_best_pilot_run(saved):
     assert scores == sorted(scores)
     assert len(scores) == predators.TRIALS
     assert campaign.methods[COT].items() <= campaign.pilots[0].items()
+    for name, base in maps.READERS.items():
+        ours, plain = campaign.methods[name], campaign.methods[base]
+        assert predators.READS.items() <= ours.items()
+        assert all(ours[part] == plain[part] for part in plain if part not in ("clip", "lr"))
+        assert "clip" not in ours
 
 
 # --- what is asked of the posteriors -------------------------------------------------------------
@@ -333,10 +436,10 @@ def test_rows_follow_from_the_stored_results(found):
     rows = {row.id: row for row in evidence.rows(found)}
     assert len(rows) == len(evidence.rows(found))
     assert set(lecture.SENTENCES) <= set(rows)
-    gaps = [gap.mean for gap in found.gaps(found.matches[COT, 50_000], 0)]
+    gaps = [gap.mean for gap in found.gaps(found.matches[COT_READS, 50_000], 0)]
     assert rows["lv.cot50k.theta1.mean_gap"].ours == pytest.approx(gaps, rel=1e-3)
     ref = found.reference(0)
-    mean = found.matches[COT, 50_000][0][0]["mean"]
+    mean = found.matches[COT_READS, 50_000][0][0]["mean"]
     by_hand = max(abs(m - r) / s for m, r, s in zip(mean, ref["mean"], ref["std"], strict=True))
     assert gaps[0] == pytest.approx(by_hand)
 

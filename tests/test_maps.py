@@ -19,6 +19,7 @@ from ctdl_lib.generative import (
     Sample,
     Standardization,
     TransportMap,
+    maps,
     ot_flow,
 )
 from ctdl_lib.networks import MLP, Encoder
@@ -704,3 +705,20 @@ def test_the_objective_of_a_flow_trains_its_encoder(generator):
     assert all(p.grad.abs().max() > 0 for p in mapped.encoder.parameters())
     with pytest.raises(ValueError, match="context_dim="):
         a_flow(encoder=Encoder(3))
+
+
+@pytest.mark.parametrize("contexts", [0, 1, 50])
+def test_many_samples_are_computed_in_blocks(contexts, generator, monkeypatch):
+    """The memory of a call is that of a block, also where each sample has a context of its own."""
+    y = torch.randn(50, 3, generator=generator)
+    mapped = a_flow(context_dim=3 if contexts else 0, standardize=False)
+    bound = mapped.given(y[:contexts]) if contexts else mapped
+    whole = bound.sample(50, torch.Generator().manual_seed(4))
+    seen, gradient = [], ResNetPotential.gradient
+    monkeypatch.setattr(maps, "BLOCK", 16)
+    monkeypatch.setattr(
+        ResNetPotential, "gradient", lambda s, t, x: seen.append(len(x)) or gradient(s, t, x)
+    )
+    blocks = bound.sample(50, torch.Generator().manual_seed(4))
+    assert torch.allclose(blocks, whole, atol=1e-12)
+    assert set(seen) == {16, 2}

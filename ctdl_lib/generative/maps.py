@@ -16,6 +16,8 @@ from ..dynamics.stepping import normal
 from ..potentials.potential import Conditional
 from .scaling import BoxScaling, Rows, Standardization, refuse
 
+BLOCK = 16_384  # samples that are computed at a time
+
 
 class Sample(NamedTuple):
     """Samples, and the log density at each."""
@@ -140,8 +142,13 @@ class TransportMap(Conditional):
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator, **how: Any) -> Float[Tensor, "{n} d"]:
-        """The n samples T⁻¹(z), z ~ N(0, I), without gradients, with the options of `inverse`."""
-        return self.inverse(self.reference(n, generator), **how)
+        """The n samples T⁻¹(z), z ~ N(0, I), without gradients, with the options of `inverse`.
+
+        They are computed in blocks of 16,384, so the memory does not grow with n otherwise.
+        """
+        z = self.reference(n, generator)
+        blocks = torch.arange(n, device=z.device).split(BLOCK)
+        return torch.cat([self.rows(rows).inverse(z[rows], **how) for rows in blocks])
 
     def reference(self, n: int, generator: torch.Generator) -> Float[Tensor, "{n} d"]:
         """The n points z ~ N(0, I), on the device of the map."""

@@ -14,10 +14,13 @@ from machinery import instruments
 from . import calibration, maps, posteriors, references
 from .campaigns import seeds as spawned
 from .lotka_volterra import statistics
-from .maps import COT, METHODS, NPE, PCP, Fitted, Key, seeded
-from .predators import BOX, OBSERVED, PROBLEM, Campaign, features, inside, pairs
+from .maps import COT, COT_READS, METHODS, NPE, PCP, Fitted, Key, seeded
+from .predators import BOX, LENGTHS, OBSERVED, PROBLEM, Campaign, chosen, features, inside, pairs
 
-JUDGED = ((COT, 500_000), (COT, 50_000), (PCP, 50_000), (NPE, 50_000))
+JUDGED = (  # calibration and modes are those of these
+    *((chosen(COT, n), n) for n in (500_000, 50_000)),
+    *((chosen(name, 50_000), 50_000) for name in (PCP, NPE)),
+)
 STEPS = (2, 4, 8, 32)  # of the solves by which likelihoods are compared
 COUNTS, BEST = (1, 2, 4, 8, 16), 32
 TOLERANCES = (0.1, 0.01, 1e-3, 1e-4)
@@ -37,7 +40,7 @@ def weights_of(fits: Sequence[Fitted]) -> list[str | None]:
 def likelihoods(campaign: Campaign, name: str, n: int) -> dict[str, list[float]]:
     """The NLL of new pairs, one a seed: for each number of Runge–Kutta steps, or once."""
     fits = campaign.fits(name, n)
-    steps = STEPS if name == COT else (maps.SOLVED,)
+    steps = STEPS if name in (COT, COT_READS) else (maps.SOLVED,)
 
     def compute() -> Key:
         x, y = campaign.held_out
@@ -161,7 +164,7 @@ def modes(campaign: Campaign) -> list[dict[str, list[float]]]:
 
 def predictive(campaign: Campaign) -> list[Key]:
     """What new simulations say with parameters from COT-Flow: bands in time, and a count."""
-    fitted = campaign.fits(COT, 500_000)[0]
+    fitted = campaign.fits(chosen(COT, 500_000), 500_000)[0]
 
     def compute() -> Key:
         rows, levels = [], torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
@@ -269,7 +272,7 @@ class SolverErrors(NamedTuple):
 
 def solver_errors(campaign: Campaign) -> dict[str, SolverErrors]:
     """What few Runge–Kutta steps and loose tolerances do, a row for each seed."""
-    fits = {COT: campaign.fits(COT, 500_000), PCP: campaign.fits(PCP, 50_000)}
+    fits = {COT: campaign.fits(chosen(COT, 500_000), 500_000), PCP: campaign.fits(PCP, 50_000)}
 
     def errors(model: Any, values: Sequence[Any], attribute: str, best: Any) -> list[list[float]]:
         bound = model.given(features(OBSERVED[[0]]))
@@ -359,7 +362,7 @@ def speedup(campaign: Campaign) -> float:
 def clocks(campaign: Campaign) -> dict[str, dict[str, float]]:
     """Milliseconds of a training step on 256 pairs, and of 2,000 samples for one observation."""
     methods = campaign.methods
-    fits = {name: campaign.fits(name, 50_000)[0] for name in METHODS}
+    fits = {name: campaign.fits(name, 50_000)[0] for name in (*METHODS, COT_READS)}
     key = {"methods": methods, "weights": [fitted.record.weights for fitted in fits.values()]}
     return campaign.store.measure("clocks", key, partial(_clocks, campaign, fits)).numbers
 
@@ -396,7 +399,7 @@ def _clocks(campaign: Campaign, fits: dict[str, Fitted]) -> Key:
         steps[name] = run
     samples: dict[str, Callable[[], object]] = {}
     new = campaign.data(100, seed + 4)[1][:1]
-    for name in METHODS:
+    for name in fits:
         model = fits[name].model.given(new)
         if name == PCP:
             model.tol = 1e-3
@@ -409,5 +412,5 @@ def _clocks(campaign: Campaign, fits: dict[str, Fitted]) -> Key:
 
 def all_matches(campaign: Campaign) -> dict[tuple[str, int], list[list[Key]]]:
     """The matches of all methods with 50,000 simulations or more."""
-    sizes = {name: [n for n in campaign.sizes(name) if n >= 50_000] for name in METHODS}
-    return {(name, n): match(campaign, name, n) for name in METHODS for n in sizes[name]}
+    sizes = {name: [n for n in campaign.sizes(name) if n >= 50_000] for name in LENGTHS}
+    return {(name, n): match(campaign, name, n) for name in LENGTHS for n in sizes[name]}

@@ -24,8 +24,8 @@ from machinery.claims import (
 from machinery.store import Record, Run, Store
 
 from . import benchmark, checks, gaussian, maps, references
-from .maps import COT, FMPE, METHODS, NPE, PCP, SHORT, Key
-from .predators import SIZES, Campaign
+from .maps import COT, COT_READS, NPE, NPE_READS, PCP, SHORT, Key
+from .predators import LENGTHS, SIZES, Campaign, chosen
 from .references import Gap
 
 BOOK = "this book"
@@ -43,6 +43,7 @@ class Evidence:
 
     errors: gaussian.Errors
     smc: dict[str, Record]
+    second: list[dict[str, Key]]
     matches: dict[tuple[str, int], list[list[Key]]]
     zoom: list[list[Key]]
     rejections: dict[int, list[list[Key]]]
@@ -109,11 +110,12 @@ def gather(run: Run, seed: int = 0) -> Evidence:
     """The numbers of the chapter: loaded, computed or tried out as `run` says."""
     store = Store(maps.CHAPTER, run)
     campaign = Campaign(store, seed)
-    sizes = [(name, n) for name in METHODS for n in campaign.sizes(name)]
+    sizes = [(name, n) for name in LENGTHS for n in campaign.sizes(name)]
     ranked = {place: checks.calibrated(campaign, *place) for place in checks.JUDGED}
     return Evidence(
         errors=gaussian.errors(store, seed),
         smc=references.records(store, seed),
+        second=[references.second_references(store, i, seed) for i in (0, 1)],
         matches=checks.all_matches(campaign),
         zoom=checks.match_zoomed(campaign),
         rejections={n: checks.rejections(campaign, n) for n in (SMALL, LARGE)},
@@ -145,6 +147,7 @@ def rows(e: Evidence) -> list[Row]:
         *_part_rows(e),
         *_cost_rows(e),
         *_smc_rows(e),
+        *_reference_rows(e),
         *_likelihood_rows(e),
         *_calibration_rows(e),
         *_step_rows(e),
@@ -200,7 +203,7 @@ def _match_rows(e: Evidence) -> Iterator[Row]:
             "Samples closely match SMC at both observations, in means and deviations: log₂ of"
             f" the worst gap over its bound, COT-Flow, {n:,} simulations",
             PREDATORS,
-            ours=e.misses(e.matches[COT, n]),
+            ours=e.misses(e.matches[chosen(COT, n), n]),
             criterion=below(0),
             control=Control(REJECTION, e.misses(e.rejections[n])),
         )
@@ -232,7 +235,7 @@ def _part_rows(e: Evidence) -> Iterator[Row]:
     """Means, deviations and C2ST of COT-Flow at each observation, and of second trainings."""
     for n, id in ((LARGE, "cot"), (SMALL, "cot50k")):
         for i in (0, 1):
-            ours, rival = _parts(e, e.matches[COT, n], i), _parts(e, e.rejections[n], i)
+            ours, rival = _parts(e, e.matches[chosen(COT, n), n], i), _parts(e, e.rejections[n], i)
             for part, (says, bound, unit) in PARTS.items():
                 yield Claim(
                     f"lv.{id}.theta{i + 1}.{part}",
@@ -269,7 +272,7 @@ def _cost_rows(e: Evidence) -> Iterator[Row]:
                 " for an equal match (at least) over those of COT-Flow,"
                 f" {n:,} simulations, observation {i + 1}",
                 PREDATORS,
-                ours=e.savings(e.matches[COT, n], n, i),
+                ours=e.savings(e.matches[chosen(COT, n), n], n, i),
                 criterion=above(MUCH),
                 control=Control(REJECTION, e.savings(e.rejections[n], n, i)),
                 unit="times",
@@ -279,13 +282,13 @@ def _cost_rows(e: Evidence) -> Iterator[Row]:
                 "Much fewer simulations than SMC-ABC with the adapted distance, whose preparation"
                 " is not counted: those of SMC-ABC for an equal match over those of COT-Flow,"
                 f" {n:,} simulations, observation {i + 1}",
-                ours=e.savings(e.matches[COT, n], n, i, adapted=True),
+                ours=e.savings(e.matches[chosen(COT, n), n], n, i, adapted=True),
                 criterion=above(MUCH),
                 control=Control(REJECTION, e.savings(e.rejections[n], n, i, adapted=True)),
                 unit="times",
             )
     for i in (0, 1):
-        seconds = [e.pilot_seconds + s for s in e.seconds[COT, SMALL]]
+        seconds = [e.pilot_seconds + s for s in e.seconds[chosen(COT, SMALL), SMALL]]
         smc = e.smc[f"theta{i + 1}"].seconds
         yield Claim(
             f"lv.cot50k.theta{i + 1}.seconds",
@@ -334,39 +337,80 @@ def _smc_rows(e: Evidence) -> Iterator[Row]:
         )
 
 
+def _reference_rows(e: Evidence) -> Iterator[Row]:
+    """How far other references are from the first one."""
+    for i in (0, 1):
+        published = e.gap(references.last(e.smc[f"theta{i + 1}"]), i)
+        for name, row in e.second[i].items():
+            found, id = e.gap(row, i), name.split()[0]
+            for part, (_, bound, unit) in list(PARTS.items())[:2]:
+                which = part.removesuffix("_gap")
+                yield finding(
+                    f"lv.reference.theta{i + 1}.{id}.{part}",
+                    f"Another reference, by {name}, agrees with SMC-ABC with the adapted distance:"
+                    f" worst difference of a {which}, observation {i + 1}",
+                    ours=[getattr(found, which)],
+                    criterion=below(bound),
+                    control=Control(
+                        "SMC-ABC with the published distance", [getattr(published, which)]
+                    ),
+                    unit=unit,
+                )
+
+
 def _likelihood_rows(e: Evidence) -> Iterator[Row]:
-    for (name, n), found in e.nll.items():
-        if name != COT:
-            says = f"NLL of new pairs, {name}, {n:,} simulations"
-            values = e.likelihood(name, n)
-            yield Measurement.over_seeds(f"lv.{SHORT[name]}.nll.n{n}", BOOK, says, values, "nats")
+    for name, n in e.nll:
+        if name in (COT, COT_READS):
+            yield from _flow_rows(e, name, n)
             continue
-        rival = e.likelihood(NPE, n)
-        yield finding(
-            f"lv.cot.nll.n{n}",
-            f"COT-Flow predicts new pairs better than NPE: NLL, {n:,} simulations",
-            ours=e.likelihood(COT, n)[: len(rival)],
-            criterion=below_control(),
-            control=Control("NPE", rival),
-            unit="nats",
-        )
-        yield finding(
-            f"lv.cot.deceived.n{n}",
-            "The four Runge–Kutta steps of the training judge the likelihood right: NLL by 32"
-            f" steps less that by 4, {n:,} simulations",
-            ours=[b - a for a, b in zip(found["4"], found["32"], strict=True)],
-            criterion=below(0.01),
-            control=Control(
-                "by 2 steps", [b - a for a, b in zip(found["2"], found["32"], strict=True)]
-            ),
-            unit="nats",
-        )
+        says, values = f"NLL of new pairs, {name}, {n:,} simulations", e.likelihood(name, n)
+        yield Measurement.over_seeds(f"lv.{id_of(name, n)}.nll.n{n}", BOOK, says, values, "nats")
+    yield finding(
+        "lv.cot.encoder",
+        "An encoder of the statistics, an average of the weights and clipped gradients lower the"
+        f" NLL of COT-Flow: {SMALL:,} simulations, with the encoder",
+        ours=e.likelihood(COT_READS, SMALL),
+        criterion=below_control(),
+        control=Control("without them", e.likelihood(COT, SMALL)),
+        unit="nats",
+    )
+
+
+def id_of(name: str, n: int) -> str:
+    """The part of an id that names a method: "cot", or "cot.plain" if another one is judged."""
+    base = maps.READERS.get(name, name)
+    return SHORT[base] + ("" if name == chosen(base, n) else ".plain")
+
+
+def _flow_rows(e: Evidence, name: str, n: int) -> Iterator[Row]:
+    """COT-Flow against NPE, both with or both without encoder, and against its own few steps."""
+    found, other = e.nll[name, n], NPE if name == COT else NPE_READS
+    rival = e.likelihood(other, n)
+    yield finding(
+        f"lv.{id_of(name, n)}.nll.n{n}",
+        f"COT-Flow predicts new pairs better than NPE: NLL, {name}, {n:,} simulations",
+        ours=e.likelihood(name, n)[: len(rival)],
+        criterion=below_control(),
+        control=Control(other, rival),
+        unit="nats",
+    )
+    yield finding(
+        f"lv.{id_of(name, n)}.deceived.n{n}",
+        "The four Runge–Kutta steps of the training judge the likelihood right: NLL by 32"
+        f" steps less that by 4, {name}, {n:,} simulations",
+        ours=[b - a for a, b in zip(found["4"], found["32"], strict=True)],
+        criterion=below(0.01),
+        control=Control(
+            "by 2 steps", [b - a for a, b in zip(found["2"], found["32"], strict=True)]
+        ),
+        unit="nats",
+    )
 
 
 def _calibration_rows(e: Evidence) -> Iterator[Row]:
     narrow = f"samples with {100 * checks.NARROW:.0f} % of the width"
     for (name, n), ranks in e.ranks.items():
-        id = f"lv.{SHORT[name]}" + ("50k" if (name, n) == (COT, SMALL) else "")
+        id = f"lv.{id_of(name, n)}" + ("50k" if (name, n) == checks.JUDGED[1] else "")
         for what, kind, p, control in (
             ("sbc_worst_pvalue", "SBC", ranks.sbc_pvalue, e.narrow[name, n].sbc_pvalue),
             ("tarp_pvalue", "TARP", ranks.tarp_pvalue, e.narrow[name, n].tarp_pvalue),
@@ -433,7 +477,8 @@ def _benchmark_rows(e: Evidence) -> Iterator[Row]:
 
 def _moment_rows(e: Evidence) -> Iterator[Row]:
     """The means and deviations themselves."""
-    shown = ((COT, LARGE, "cot"), (COT, SMALL, "cot50k"), (PCP, SMALL, "pcp"), (NPE, SMALL, "npe"))
+    shown = ((chosen(COT, LARGE), LARGE, "cot"), (chosen(COT, SMALL), SMALL, "cot50k"))
+    shown += ((PCP, SMALL, "pcp"), (chosen(NPE, SMALL), SMALL, "npe"))
     for name, n, id in shown:
         for i in (0, 1):
             for part, what in (("mean", "means"), ("std", "standard deviations")):
@@ -460,10 +505,10 @@ def _moment_rows(e: Evidence) -> Iterator[Row]:
 
 
 def _other_rows(e: Evidence) -> Iterator[Row]:
-    for name, n in ((PCP, SMALL), (NPE, SMALL), (NPE, LARGE), (FMPE, SMALL)):
-        if (name, n) not in e.matches:
+    for name, n in e.matches:
+        if name == chosen(COT, n):  # it has claims
             continue
-        id = SHORT[name] + ("500k" if n == LARGE else "")
+        id = id_of(name, n) + ("500k" if n == LARGE else "")
         for i in (0, 1):
             found, at = e.gaps(e.matches[name, n], i), f"{name}, {n:,}, observation {i + 1}"
             says = f"worst difference of a mean from the reference, {at}"
@@ -484,7 +529,7 @@ def _other_rows(e: Evidence) -> Iterator[Row]:
         "lv.cot.sampling",
         BOOK,
         "2,000 samples for one observation, COT-Flow, 8 Runge–Kutta steps",
-        e.clocks["samples"][COT] / 1e3,
+        e.clocks["samples"][COT_READS] / 1e3,
         unit="s",
     )
     yield Measurement(
@@ -584,8 +629,12 @@ def saving_table(e: Evidence) -> str:
     """The simulations of SMC-ABC that give as good a match, as Markdown."""
     head = "| method | simulations | observation | published distance | adapted distance |"
     lines = [head, "|---|---:|---:|---|---|"]
-    found: list[tuple[str, int, Any]] = [(COT, n, e.matches[COT, n]) for n in (SMALL, LARGE)]
-    found += [(NPE, n, e.matches[NPE, n]) for n in (SMALL, LARGE)]
+    found: list[tuple[str, int, Any]] = [
+        (name, n, e.matches[name, n])
+        for base in (COT, NPE)
+        for n in (SMALL, LARGE)
+        for name in (chosen(base, n),)
+    ]
     found += [("rejection ABC, regression", n, e.rejections[n]) for n in (SMALL, LARGE)]
     for name, n, rows in found:
         for i in (0, 1):
@@ -604,9 +653,10 @@ def likelihood_table(e: Evidence) -> str:
     sizes = [n for n in SIZES if (COT, n) in e.nll]
     lines = ["| method | " + " | ".join(f"{n:,}" for n in sizes) + " |"]
     lines.append("|---|" + "---:|" * len(sizes))
-    for name in METHODS:
-        for steps in checks.STEPS if name == COT else (maps.SOLVED,):
-            row = [name + (f", {steps} steps" if name == COT else "")]
+    for name in LENGTHS:
+        ours = name in (COT, COT_READS)
+        for steps in checks.STEPS if ours else (maps.SOLVED,):
+            row = [name + (f", {steps} steps" if ours else "")]
             for n in sizes:
                 values = e.nll.get((name, n), {}).get(str(steps))
                 row.append("–" if values is None else _mean(values))

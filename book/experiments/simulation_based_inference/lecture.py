@@ -21,8 +21,8 @@ from . import calibration, checks, maps, references
 from .campaigns import seeds as spawned
 from .evidence import LARGE, MEAN, SMALL, Evidence
 from .lotka_volterra import rate_equations
-from .maps import CHAPTER, COT, METHODS, NPE, PCP, Key, seeded
-from .predators import OBSERVED, PROBLEM, TRUE, Campaign, features, inside
+from .maps import CHAPTER, COT, NPE, Key, seeded
+from .predators import LENGTHS, OBSERVED, PROBLEM, TRUE, Campaign, chosen, features, inside
 from .problems import LinearGaussian
 
 SENTENCES = (
@@ -35,7 +35,7 @@ SENTENCES = (
     "sbibm.two_moons.c2st.cot",
 )
 STRIP = (1.0, 0.75, 0.5, 0.25, 0.0)
-SHOWN = ((COT, SMALL), (COT, LARGE), (PCP, SMALL), (NPE, SMALL))
+SHOWN = checks.JUDGED[1], checks.JUDGED[0], *checks.JUDGED[2:]
 ABC = (
     ("", "SMC-ABC, published distance", "-"),
     ("-half", "the same, fewer particles", "--"),
@@ -66,15 +66,15 @@ def results(run: Run, seed: int = 0) -> Results:
     """The results that the lecture shows: loaded, trained or tried out as `run` says."""
     store = Store(CHAPTER, run)
     campaign = Campaign(store, seed)
-    sizes = [(name, n) for name in METHODS for n in campaign.sizes(name)]
+    sizes = [(name, n) for name in LENGTHS for n in campaign.sizes(name)]
     return Results(
         campaign=campaign,
         smc=references.records(store, seed),
         nll={place: checks.likelihoods(campaign, *place) for place in sizes},
         matches=checks.all_matches(campaign),
         rejections={n: checks.rejections(campaign, n) for n in (SMALL, LARGE)},
-        ranks=checks.calibrated(campaign, COT, LARGE)[0],
-        narrow=checks.calibrated_narrow(campaign, COT, LARGE),
+        ranks=checks.calibrated(campaign, *checks.JUDGED[0])[0],
+        narrow=checks.calibrated_narrow(campaign, *checks.JUDGED[0]),
     )
 
 
@@ -89,7 +89,7 @@ def verdicts() -> str:
 
 def draw_strip(found: Results) -> None:
     """Draw how one network moves the same noise to the posteriors of two observations."""
-    model = maps.by_steps(found.model(COT, LARGE), 32)
+    model = maps.by_steps(found.model(chosen(COT, LARGE), LARGE), 32)
     _, axes = plt.subplots(1, len(STRIP), figsize=(8.6, 2.5), sharey=True)
     for index, color in enumerate(plotting.COLORS[:2]):
         bound = model.given(features(OBSERVED[[index]]))
@@ -130,7 +130,7 @@ def draw_paths(seed: int = 0) -> None:
 def draw_marginals(found: Results) -> None:
     """Draw the marginals of the posteriors of both observations."""
     _, axes = plt.subplots(2, 4, figsize=(8.6, 4.0))
-    places = ((COT, SMALL), (COT, LARGE), (NPE, SMALL))
+    places = [(chosen(name, n), n) for name, n in ((COT, SMALL), (COT, LARGE), (NPE, SMALL))]
     for index, row in enumerate(axes):
         smc = references.resampled(found.smc[f"theta{index + 1}-adapted"], 5000)
         n = 300 if found.campaign.smoke else 5000
@@ -153,7 +153,7 @@ def draw_marginals(found: Results) -> None:
 def draw_quality(found: Results) -> None:
     """Draw the NLL of new pairs against the number of simulations."""
     _, ax = plt.subplots(figsize=(6.0, 3.2))
-    for name, marker, color in zip(METHODS, plotting.MARKERS, plotting.COLORS, strict=False):
+    for name, marker, color in zip(LENGTHS, plotting.MARKERS, plotting.COLORS, strict=False):
         sizes = [n for k, n in found.nll if k == name]
         rows = [torch.tensor(list(found.nll[name, n].values())[-1]) for n in sizes]
         bars = [row.std().item() if len(row) > 1 else 0.0 for row in rows]
@@ -176,7 +176,7 @@ def draw_costs(found: Results) -> None:
             ax.plot(counts, shift, look, c="0.4", lw=1, label=label)
         rivals = {n: found.rejections[n] for n in found.rejections}
         _mark(ax, rivals, ref, index, ("rejection ABC", "X", "0.4"))
-        for name, marker, color in zip(METHODS, plotting.MARKERS, plotting.COLORS, strict=False):
+        for name, marker, color in zip(LENGTHS, plotting.MARKERS, plotting.COLORS, strict=False):
             own = {n: rows for (k, n), rows in found.matches.items() if k == name}
             _mark(ax, own, ref, index, (name, marker, color))
         ax.axhline(MEAN, ls=":", c="black", lw=0.8)
@@ -219,12 +219,12 @@ def draw_calibration(found: Results) -> None:
 def draw_believed(found: Results) -> None:
     """Draw the NLL that COT-Flow believes by few steps against that of a fine solve."""
     _, ax = plt.subplots(figsize=(6.0, 3.2))
-    by_steps = found.nll[COT, LARGE]
+    by_steps = found.nll[chosen(COT, LARGE), LARGE]
     steps = [int(k) for k in by_steps]
     for k, values in enumerate(zip(*by_steps.values(), strict=True)):
         label = "COT-Flow, one line a seed" if k == 0 else None
         ax.plot(steps, values, "o-", c=plotting.COLORS[0], lw=0.8, label=label)
-    rival = found.nll[NPE, LARGE][str(maps.SOLVED)]
+    rival = found.nll[chosen(NPE, LARGE), LARGE][str(maps.SOLVED)]
     ax.axhline(rival[0], c=plotting.COLORS[2], ls="--", label="NPE")
     ax.axvline(4, c="black", ls=":", lw=0.8)
     ax.set(xscale="log", xlabel="Runge–Kutta steps", ylabel="NLL of new pairs (nats)")

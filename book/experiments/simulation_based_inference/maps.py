@@ -26,7 +26,7 @@ from machinery.store import Record, Store
 CHAPTER = "09_simulation_based_inference"
 SEEDS = (10, 11, 12)  # settings were chosen with seeds 0 and 1
 COT, PCP, NPE, FMPE = METHODS = ("COT-Flow", "PCP-Map", "NPE", "FMPE")
-READERS = {f"{name}, encoder": name for name in METHODS}  # the same with an encoder, to their names
+READERS = {f"{name}+encoder": name for name in METHODS}  # the same with an encoder, to their names
 COT_READS, PCP_READS, NPE_READS, FMPE_READS = READERS
 SHORT = {COT: "cot", PCP: "pcp", NPE: "npe", FMPE: "fmpe"}
 SOLVED = 8  # Runge–Kutta steps of COT-Flow, unless another number is said

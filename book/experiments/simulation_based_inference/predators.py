@@ -32,8 +32,8 @@ LENGTHS: dict[str, dict[int, int]] = {
     PCP: dict(zip(SIZES, (1000, 2000, 3000, 5000), strict=True)),
     NPE: dict(zip(SIZES, (1000, 2000, 3000, 5000), strict=True)),
     FMPE: {50_000: 4000},
-    COT_READS: {50_000: 9000, 500_000: 12_000},
-    NPE_READS: {50_000: 6000, 500_000: 8000},
+    COT_READS: {50_000: 9000},
+    NPE_READS: {50_000: 6000},
 }
 RIVALS: dict[str, Key] = {
     PCP: {"width": 64, "batch": 256, "lr": 0.01},
@@ -50,6 +50,12 @@ CHOSEN = ("width", "rk4", "batch", "lr")
 WEIGHTS = ("alpha", "beta")
 TRIALS = 100
 ZOOM: Key = {"simulations": 100_000, "steps": 4000, "drawn": 5000, "tail": 0.001, "margin": 0.25}
+
+
+def chosen(name: str, n: int) -> str:
+    """The way a method is judged with n simulations: with an encoder where that was trained."""
+    reads = f"{name}+encoder"
+    return reads if n in LENGTHS.get(reads, {}) else name
 
 
 def features(y: Tensor) -> Tensor:

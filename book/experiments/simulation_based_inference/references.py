@@ -11,6 +11,7 @@ import torch
 from sklearn.model_selection import KFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 from machinery.store import Record, Store
 
@@ -30,6 +31,9 @@ RUNS: dict[str, Key] = {  # the first two end at the published tolerances
     "theta1-adapted": ADAPTED | {"index": 0, "stop": 1.0, "after": "theta1-half"},
     "theta2-adapted": ADAPTED | {"index": 1, "stop": 1.15, "after": "theta2-half"},
 }
+STAGES: list[Key] = [{"draws": 500, "repeats": 100}, {"draws": 1500, "repeats": 200}]
+DRAWS = 600_000  # simulations, of which a regression takes the nearest
+WIDE = 1.5  # the deviations of proposals, in those of what is known before
 PUBLISHED = (17.9, 5.8)  # million simulations, as the slide has them
 COUNTED = (4_948_586, 1_583_684)  # the counters at the end of the published runs
 NEIGHBOURS = 15
@@ -181,6 +185,103 @@ def needed(runs: list[Record], reference: Key, wanted: Gap) -> tuple[float, bool
     ]
     most = max(last(run)["simulations"] for run in runs)
     return float(min(enough, default=most)), bool(enough)
+
+
+# a second reference -----------------------------------------------------------------------------
+
+
+def gaussian_log_likelihood(f: Tensor, completed: Tensor, target: Tensor) -> Tensor:
+    """The log density of `target` (m,) by a normal law fitted to features f (n, k, m), for each n.
+
+    It is fitted to the runs that were `completed` (n, k), and their share is a factor, since a run
+    that was given up has no statistics. Where fewer than 2m completed, it is −∞.
+
+    Reference: wood2010statistical.
+    """
+    found = torch.full((len(f),), -math.inf, dtype=f.dtype)
+    for i, (rows, kept) in enumerate(zip(f, completed, strict=True)):
+        if int(kept.sum()) >= 2 * f.shape[2]:
+            law = MultivariateNormal(rows[kept].mean(0), rows[kept].T.cov())
+            found[i] = law.log_prob(target) + kept.double().mean().log()
+    return found
+
+
+class Proposed(NamedTuple):
+    """Parameters of a wide normal law inside of the prior's box, and their log density by it."""
+
+    x: Tensor
+    log_density: Tensor
+
+
+def proposed(mean: Tensor, covariance: Tensor, n: int, seed: int) -> Proposed:
+    """Draws around a posterior, with `WIDE` times its deviations."""
+    law = MultivariateNormal(mean, WIDE**2 * covariance)
+    z = torch.randn(4 * n, len(mean), generator=seeded(seed, 6), dtype=torch.float64)
+    x = mean + z @ law.scale_tril.T
+    x = x[PROBLEM.prior.inside(x)][:n]
+    return Proposed(x, law.log_prob(x))
+
+
+def weighted(x: Tensor, log_weights: Tensor) -> Key:
+    """The mean, covariance and effective sample size of weighted parameters."""
+    weights = log_weights.softmax(0)
+    centre = weights @ x
+    spread = (weights[:, None] * (x - centre)).T @ (x - centre)
+    return {"mean": centre, "covariance": spread, "ess": float(1 / weights.square().sum())}
+
+
+def _by_synthetic_likelihood(key: Key, stage: Key, mean: Tensor, covariance: Tensor) -> Key:
+    """The moments of proposals, weighted by the synthetic likelihood of each."""
+    repeats, target = stage["repeats"], features(OBSERVED[[key["index"]]])[0].double()
+    x, log_density = proposed(mean, covariance, stage["draws"], key["seed"])
+    words = spawned(len(x) * repeats, key["seed"])
+    y, completed = PROBLEM.simulate(x.repeat_interleave(repeats, 0), words)
+    f = features(y).double().reshape(len(x), repeats, -1)
+    log_w = gaussian_log_likelihood(f, completed.reshape(len(x), repeats), target)
+    return weighted(x, log_w - log_density)
+
+
+def _by_regression(key: Key, draws: int, mean: Tensor, covariance: Tensor) -> Key:
+    """The moments of the proposals with the nearest features, moved along a linear regression."""
+    x, log_density = proposed(mean, covariance, draws, key["seed"])
+    y, completed = PROBLEM.simulate(x, spawned(len(x), [key["seed"], 6]))
+    x, log_density, f = x[completed], log_density[completed], features(y[completed]).double()
+    root = torch.linalg.cholesky(f.T.cov().inverse())
+    target = features(OBSERVED[[key["index"]]]).double()
+    near, difference, kernel = rejected(x, f @ root, target @ root, key["kept"])
+    nearest = ((f - target) @ root / (f @ root).std(0)).norm(dim=1).argsort()[: len(near)]
+    log_weights = kernel.log() - log_density[nearest]
+    return weighted(adjusted(near, difference, log_weights.softmax(0)), log_weights)
+
+
+def second_references(store: Store, index: int, seed: int = 0) -> dict[str, Key]:
+    """Mean and deviation of the posterior by two methods that are not SMC-ABC.
+
+    - "synthetic likelihood": the features of a parameter have a normal law. Importance sampling in
+      two stages proposes near the particles of SMC-ABC, and near what the first stage has found.
+    - "regression": rejection ABC with a linear regression, from proposals near the particles.
+    """
+    found = record(store, f"theta{index + 1}-adapted", seed)
+    key: Key = {"wide": WIDE, "stages": STAGES, "index": index, "seed": seed}
+    key |= {"draws": DRAWS, "kept": 2000}
+    smoke = store.run == "smoke"
+
+    def compute() -> Key:
+        first = {
+            "mean": torch.tensor(last(found)["mean"]).double(),
+            "covariance": covariance(found),
+        }
+        row: Key = first
+        for stage in [{"draws": 20, "repeats": 30}] if smoke else STAGES:
+            row = _by_synthetic_likelihood(key, stage, row["mean"], row["covariance"])
+        other = _by_regression(key, 500 if smoke else DRAWS, first["mean"], first["covariance"])
+        return {
+            name: {"mean": r["mean"].tolist(), "std": r["covariance"].diagonal().sqrt().tolist()}
+            | {"ess": r["ess"]}
+            for name, r in (("synthetic likelihood", row), ("regression", other))
+        }
+
+    return store.measure(f"second-theta{index + 1}", key, compute).numbers
 
 
 # rivals with as many simulations ----------------------------------------------------------------
