@@ -13,7 +13,19 @@ from machinery.store import Store
 from . import maps, posteriors, tasks
 from .campaigns import seeds as spawned
 from .lotka_volterra import THETA, StochasticLotkaVolterra
-from .maps import COT, COT_READS, FMPE, NPE, NPE_READS, PCP, Fitted, Key, seeded
+from .maps import (
+    COT,
+    COT_READS,
+    FMPE,
+    FMPE_READS,
+    NPE,
+    NPE_READS,
+    PCP,
+    PCP_READS,
+    Fitted,
+    Key,
+    seeded,
+)
 from .problems import BoxUniform
 
 PROBLEM = StochasticLotkaVolterra()
@@ -33,7 +45,9 @@ LENGTHS: dict[str, dict[int, int]] = {
     NPE: dict(zip(SIZES, (1000, 2000, 3000, 5000), strict=True)),
     FMPE: {50_000: 4000},
     COT_READS: {50_000: 9000},
+    PCP_READS: {50_000: 3000},
     NPE_READS: {50_000: 6000},
+    FMPE_READS: {50_000: 8000},
 }
 RIVALS: dict[str, Key] = {
     PCP: {"width": 64, "batch": 256, "lr": 0.01},
