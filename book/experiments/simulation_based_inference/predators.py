@@ -17,11 +17,9 @@ from .maps import (
     COT,
     COT_READS,
     FMPE,
-    FMPE_READS,
     NPE,
     NPE_READS,
     PCP,
-    PCP_READS,
     Fitted,
     Key,
     seeded,
@@ -45,9 +43,7 @@ LENGTHS: dict[str, dict[int, int]] = {
     NPE: dict(zip(SIZES, (1000, 2000, 3000, 5000), strict=True)),
     FMPE: {50_000: 4000},
     COT_READS: {50_000: 9000},
-    PCP_READS: {50_000: 3000},
     NPE_READS: {50_000: 6000},
-    FMPE_READS: {50_000: 8000},
 }
 RIVALS: dict[str, Key] = {
     PCP: {"width": 64, "batch": 256, "lr": 0.01},
