@@ -28,6 +28,7 @@ from .problems import LinearGaussian
 SENTENCES = (
     "sbi.gaussian.kl",
     "lv.cot.match",
+    "lv.cot50k.match",
     "lv.cot50k.theta2.saving",
     "lv.cot50k.theta2.saving_adapted",
     "lv.cot50k.theta1.seconds",
