@@ -267,6 +267,24 @@ def _sampler_rows(e: Evidence) -> Iterator[Row]:
         criterion=below_control(0.99),
         control=Control(EULER, r.needed(EULER)),
     )
+    yield from _frozen_rows(e, n)
+    yield finding(
+        "sbdm.learned.sampler",
+        "With learned scores of the eight Gaussians, too, Heun's method is nearer to the data than "
+        "Euler–Maruyama at 16 evaluations: sliced distance",
+        ours=e.learned[HEUN][16],
+        criterion=below_control(),
+        control=Control(EULER, e.learned[EULER][16]),
+    )
+    for name in SAMPLERS:
+        says = f"{name}: log₂ of the evaluations that come below the floor, own grid"
+        yield Measurement.over_seeds(f"sbdm.needed.{SLUGS[name]}", BOOK, says, r.needed(name), "")
+    says = "W₁ of 100,000 exact samples to their law: the floor"
+    yield Measurement.over_seeds("sbdm.floor", BOOK, says, r.floor, "")
+
+
+def _frozen_rows(e: Evidence, n: int) -> Iterator[Row]:
+    r = e.race
     yield finding(
         "sbdm.freeze.sde",
         "A reversed equation that freezes the mean errs less than one that freezes x + S: "
@@ -291,19 +309,6 @@ def _sampler_rows(e: Evidence) -> Iterator[Row]:
         criterion=below_control(),
         control=Control("mean frozen", logs(r.own(FLOW, n))),
     )
-    yield finding(
-        "sbdm.learned.sampler",
-        "With learned scores of the eight Gaussians, too, Heun's method is nearer to the data than "
-        "Euler–Maruyama at 16 evaluations: sliced distance",
-        ours=e.learned[HEUN][16 if 16 in e.learned[HEUN] else e.at(16)],
-        criterion=below_control(),
-        control=Control(EULER, e.learned[EULER][16 if 16 in e.learned[EULER] else e.at(16)]),
-    )
-    for name in SAMPLERS:
-        says = f"{name}: log₂ of the evaluations that come below the floor, own grid"
-        yield Measurement.over_seeds(f"sbdm.needed.{_slug(name)}", BOOK, says, r.needed(name), "")
-    says = "W₁ of 100,000 exact samples to their law: the floor"
-    yield Measurement.over_seeds("sbdm.floor", BOOK, says, r.floor, "")
 
 
 SLUGS = {
@@ -317,17 +322,13 @@ SLUGS = {
 }
 
 
-def _slug(name: str) -> str:
-    return SLUGS[name]
-
-
 def _order_rows(e: Evidence) -> Iterator[Row]:
     first = [name for name, s in SAMPLERS.items() if s.order == 1]
     for name, sampler in SAMPLERS.items():
         other = HEUN if name in first else FLOW
         bounds = (0.75, 1.25) if name in first else (1.6, 2.4)
         yield finding(
-            f"sbdm.order.{_slug(name)}",
+            f"sbdm.order.{SLUGS[name]}",
             f"{name} has order {sampler.order}: slope of log W₁ over log steps",
             ours=e.orders[name],
             criterion=within(*bounds),

@@ -94,7 +94,7 @@ def mirrored(score: Callable, eta: Tensor, **how) -> Tensor:
 def apart(store: Store, seed: int = 0) -> dict[str, list[float]]:
     """The root mean square distance of maps from that of the diffusion, one a mixture."""
     smoke, seeds = store.run == "smoke", seeds_of(store, seed)
-    n, tol = (4, 1e-3) if smoke else (500, 1e-8)
+    n, tol = (4, 1e-3) if smoke else (200, 1e-8)
     key = {"seeds": seeds, "points": n, "tol": tol, "last": LAST}
 
     def distances(s: int) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """What learned scores are worth: their errors, their samples and their likelihoods."""
 
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -30,8 +31,8 @@ from .samplers import EULER, HEUN, LINE, Stratified
 
 KNOWN = [name for name, p in TOYS.items() if isinstance(p, Mixture)]
 TIMES = 25  # at which a score is judged
-DRAWN = 10_000  # samples of a model, compared with as many of the data
-SAMPLED_BY, BUDGET = HEUN, 64
+DRAWN, DRAWS = 10_000, 4  # samples of a model, compared with as many of the data, four times
+SAMPLED_BY, BUDGET = HEUN, 32
 HELD_OUT = 2000
 COMPARED = (EULER, LINE, HEUN)
 SPOILED = {"shifted by 5 %": (0.05, 1.0), "widened by 5 %": (0.0, 1.05)}
@@ -125,26 +126,40 @@ def spoiled(x: Tensor, shift: float, scale: float) -> Tensor:
     return x.mean(0) + scale * (x - x.mean(0)) + shift * x.std(0)
 
 
+def compared(
+    flow: Flow, name: str, n: int, times: list[float], s: int, draw: int
+) -> dict[str, float]:
+    """The distances of one draw of everything to one draw of the data."""
+    real, more = (TOYS[name].sample(n, seeded(s, 200 + 10 * draw + j)) for j in range(2))
+    x = drawn(training.score_of(flow), n, times, SAMPLED_BY, 1000 * draw + s)
+    normal = torch.distributions.MultivariateNormal(more.mean(0), more.T.cov())
+    z = torch.randn(n, 2, generator=seeded(s, 400 + draw))
+    rows = {"samples": flow.data.inverse(x), "real": more}
+    rows["Gaussian"] = normal.mean + z @ normal.scale_tril.T
+    rows |= {says: spoiled(more, *how) for says, how in SPOILED.items()}
+    return {says: sliced(x, real) for says, x in rows.items()}
+
+
 def samples(store: Store, found: Flows, race: Race, seed: int = 0) -> dict[str, dict[str, Any]]:
     """The distances to data of samples, of other data, of a Gaussian's samples, of spoiled data."""
     smoke, seeds = store.run == "smoke", few(store, seed)
-    n, budget = (50, race.budgets[-1]) if smoke else (DRAWN, BUDGET)
+    n, budget, draws = (50, race.budgets[-1], 1) if smoke else (DRAWN, BUDGET, DRAWS)
     kind = race.chosen[SAMPLED_BY][budget]
     last = race.last[SAMPLED_BY][kind][budget]
-    key = {"samples": n, "sampler": SAMPLED_BY, "budget": budget, "grid": kind, "last": last}
+    key = {
+        "samples": n,
+        "draws": draws,
+        "sampler": SAMPLED_BY,
+        "budget": budget,
+        "grid": kind,
+        "last": last,
+    }
     key |= {"seeds": seeds, "spoiled": SPOILED, "weights": weights_of(store, list(TOYS), seed)}
     times = times_of(SAMPLED_BY, kind, budget, last)
 
     def distances(name: str, k: int, s: int) -> dict[str, float]:
-        real, more = (TOYS[name].sample(n, seeded(s, 200 + j)) for j in range(2))
-        flow = found[name][k]
-        x = drawn(training.score_of(flow), n, times, SAMPLED_BY, s)
-        normal = torch.distributions.MultivariateNormal(more.mean(0), more.T.cov())
-        z = torch.randn(n, 2, generator=seeded(s, 7))
-        rows = {"samples": flow.data.inverse(x), "real": more}
-        rows["Gaussian"] = normal.mean + z @ normal.scale_tril.T
-        rows |= {says: spoiled(more, *how) for says, how in SPOILED.items()}
-        return {says: sliced(x, real) for says, x in rows.items()}
+        each = [compared(found[name][k], name, n, times, s, j) for j in range(draws)]
+        return {says: fmean(row[says] for row in each) for says in each[0]}
 
     def compute() -> dict[str, dict[str, list[float]]]:
         tables = {}
@@ -257,19 +272,27 @@ def classes(store: Store, race: Race, seed: int = 0) -> dict[str, list[float]]:
     One value a seed, the mean over two densities with two classes each.
     """
     smoke, seeds = store.run == "smoke", few(store, seed)
-    n, budget = (50, race.budgets[-1]) if smoke else (DRAWN // 2, BUDGET)
+    n, budget, draws = (50, race.budgets[-1], 1) if smoke else (DRAWN, BUDGET, DRAWS)
     kind = race.chosen[SAMPLED_BY][budget]
     last = race.last[SAMPLED_BY][kind][budget]
     models = {
         (name, s): training.fit_labelled(store, name, s) for name in training.CLASSES for s in seeds
     }
-    key = {"samples": n, "seeds": seeds, "grid": kind, "last": last, "budget": budget}
+    key = {
+        "samples": n,
+        "draws": draws,
+        "seeds": seeds,
+        "grid": kind,
+        "last": last,
+        "budget": budget,
+    }
     key |= {"settings": training.LABELLED, "classes": training.CLASSES, "sampler": SAMPLED_BY}
     times = times_of(SAMPLED_BY, kind, budget, last)
 
     def rows(name: str, s: int) -> list[dict[str, float]]:
         laws, model = training.parts(name), models[name, s]
-        return [class_row(model, laws, c, n, times, s) for c in range(len(laws))]
+        pairs = [(c, j) for c in range(len(laws)) for j in range(draws)]
+        return [class_row(model, laws, c, n, times, 1000 * j + s) for c, j in pairs]
 
     def compute() -> dict[str, list[float]]:
         found = {s: [row for name in training.CLASSES for row in rows(name, s)] for s in seeds}

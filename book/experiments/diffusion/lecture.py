@@ -99,10 +99,10 @@ def draw_live(curve: Sequence[float], data: Tensor, found: Sequence[Tensor]) -> 
     axes[0].plot(curve, lw=0.6, c="0.7")
     smooth = torch.tensor(curve).unfold(0, min(50, len(curve)), 1).mean(1)
     axes[0].plot(range(len(curve) - len(smooth), len(curve)), smooth)
-    axes[0].set(xlabel="step", ylabel="loss", ylim=(0.2, 1))
+    axes[0].set(xlabel="step", ylabel="loss", ylim=(0.3, 0.6))
     axes[1].scatter(*data.T, s=0.6, c="black", linewidths=0, rasterized=True)
     for k, dots in enumerate(found):
-        style = {"s": 0.9, "c": plotting.COLORS[k], "linewidths": 0, "rasterized": True}
+        style = {"s": 1.5, "c": plotting.COLORS[k], "linewidths": 0, "rasterized": True}
         axes[2].scatter(*dots.T, **style)
     for ax, title in zip(axes[1:], ("data", "samples, by label"), strict=True):
         ax.set(xticks=[], yticks=[], aspect="equal", xlabel=title, xlim=(-4, 4), ylim=(-3, 3))
@@ -148,7 +148,7 @@ def draw_race(found: Results) -> None:
 
 @torch.no_grad()
 def draw_seven(found: Results) -> None:
-    """Draw data and samples of seven densities, by 63 evaluations of their learned scores."""
+    """Draw data and samples of seven densities, by 31 evaluations of their learned scores."""
     _, axes = plt.subplots(2, 7, figsize=(8.6, 2.7))
     n = found.race.budgets[-1] if found.smoke else learned.BUDGET
     kind = found.race.chosen[HEUN][n]

@@ -92,8 +92,7 @@ def search(store: Store, seed: int = 0) -> Errors:
 
 def race(store: Store, seed: int = 0) -> Race:
     """The errors of all samplers on all grids for mixtures that no choice has seen."""
-    smoke = store.run == "smoke"
-    searched = search(store, seed)
+    smoke, searched = store.run == "smoke", search(store, seed)
     last = {
         name: {
             kind: {n: LASTS[-len(row) :][row.index(min(row))] for n, row in rows.items()}
@@ -105,35 +104,34 @@ def race(store: Store, seed: int = 0) -> Race:
         name: {n: min(GRIDS, key=lambda k: min(kinds[k][n])) for n in kinds[GRIDS[0]]}
         for name, kinds in searched.items()
     }
-    points, drawn = (64, 200) if smoke else (POINTS, SAMPLES)
+    points, count = (64, 200) if smoke else (POINTS, SAMPLES)
     mixtures = {s: random_mixture(s) for s in seeds_of(store, seed)}
-    key = {"points": points, "last": _text_keys(last), "seeds": list(mixtures), "drawn": drawn}
+    key = {"points": points, "last": _text_keys(last), "seeds": list(mixtures), "drawn": count}
+
+    def errors(name: str, kind: str, n: int) -> list[float]:
+        times = times_of(name, kind, n, last[name][kind][n])
+        return [error(p, name, times, s, points) for s, p in mixtures.items()]
 
     def compute() -> dict:
-        errors = {
-            name: {
-                kind: {
-                    n: [
-                        error(p, name, times_of(name, kind, n, end), s, points)
-                        for s, p in mixtures.items()
-                    ]
-                    for n, end in rows.items()
+        return {
+            "errors": {
+                name: {
+                    kind: {n: errors(name, kind, n) for n in rows} for kind, rows in kinds.items()
                 }
-                for kind, rows in kinds.items()
-            }
-            for name, kinds in last.items()
+                for name, kinds in last.items()
+            },
+            "floor": [floor(p, s, count) for s, p in mixtures.items()],
         }
-        floor = [
-            fmean(
-                distance(p.sample(drawn, seeded(s, 100 + k), **DOUBLE), quantiles(p, drawn))
-                for k in range(3)
-            )
-            for s, p in mixtures.items()
-        ]
-        return {"errors": errors, "floor": floor}
 
     numbers = store.measure("race", key, compute).numbers
     return Race(last, chosen, _by_budget(numbers["errors"]), numbers["floor"])
+
+
+def floor(p: Mixture, seed: int, count: int) -> float:
+    """The distance of so many exact samples to their law, a mean over three draws."""
+    exact = quantiles(p, count)
+    draws = (p.sample(count, seeded(seed, 100 + k), **DOUBLE) for k in range(3))
+    return fmean(distance(x, exact) for x in draws)
 
 
 def seeds_of(store: Store, seed: int) -> list[int]:
