@@ -170,15 +170,22 @@ def _learned_rows(e: Evidence) -> Iterator[Row]:
         control=Control("samples of a Gaussian", ratios(e, "Gaussian")),
         unit="times",
     )
-    for says in learned.SPOILED:
-        key = says.split()[0]
-        yield Measurement.over_seeds(
-            f"sbdm.power.{key}",
-            BOOK,
-            f"power of this distance: data {says} of the deviation, over data to data",
-            ratios(e, says),
-            "times",
-        )
+    shifted, widened = learned.SPOILED
+    yield finding(
+        "sbdm.samples.spoiled",
+        "Samples are nearer to the data than data that are moved by a twentieth of their deviation",
+        ours=ratios(e, "samples"),
+        criterion=below_control(),
+        control=Control(f"data {shifted}", ratios(e, shifted)),
+        unit="times",
+    )
+    yield Measurement.over_seeds(
+        "sbdm.power.widened",
+        BOOK,
+        f"power of this distance: data {widened} of the deviation, over data to data",
+        ratios(e, widened),
+        "times",
+    )
     for name in learned.KNOWN:
         says = f"relative square error of the learned score, {name}"
         yield Measurement.over_seeds(f"sbdm.score.{name}", BOOK, says, score_percent(e, name))

@@ -21,6 +21,7 @@ from .samplers import EULER, HEUN, LINE, MEAN, SUM
 SENTENCES = (
     "sbdm.score.error",
     "sbdm.samples.distance",
+    "sbdm.samples.spoiled",
     "sbdm.likelihood",
     "sbdm.control.cost",
     "sbdm.own_grids",
