@@ -412,12 +412,17 @@ def _copy_rows(e: Evidence) -> Iterator[Row]:
 # --- tables -------------------------------------------------------------------------------------
 
 
+def thousandths(values: Sequence[float]) -> str:
+    """The mean of some errors times 1,000, to two digits."""
+    return f"{float(f'{1000 * fmean(values):.2g}'):g}"
+
+
 def race_table(e: Evidence) -> str:
     """The errors of all samplers on their own grids, means over mixtures, in thousandths."""
     lines = ["| W₁ · 1000 | " + " | ".join(f"{n}" for n in e.race.budgets) + " |"]
     lines.append("|---|" + "---:|" * len(e.race.budgets))
     for name in SAMPLERS:
-        cells = [f"{1000 * fmean(e.race.own(name, n)):.2g}" for n in e.race.budgets]
+        cells = [thousandths(e.race.own(name, n)) for n in e.race.budgets]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -442,7 +447,7 @@ def kinds_table(e: Evidence) -> str:
     lines.append("|---|---|" + "---:|" * len(budgets))
     for name in (EULER, LINE, HEUN):
         for kind in GRIDS:
-            cells = [f"{1000 * fmean(e.race.errors[name][kind][n]):.2g}" for n in budgets]
+            cells = [thousandths(e.race.errors[name][kind][n]) for n in budgets]
             lines.append(f"| {name} | {kind} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -476,7 +481,7 @@ def width_table(e: Evidence) -> str:
     lines = ["| W₁ · 1000 | " + " | ".join(f"width {w:g}" for w in widths) + " |"]
     lines.append("|---|" + "---:|" * len(widths))
     for name, found in e.widths.items():
-        cells = [f"{1000 * fmean(found[w]):.2g}" for w in widths]
+        cells = [thousandths(found[w]) for w in widths]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -487,8 +492,8 @@ def interpolant_table(e: Evidence) -> str:
     lines = ["| W₁ · 1000 | " + " | ".join(f"{n}" for n in budgets) + " |"]
     lines.append("|---|" + "---:|" * len(budgets))
     for name, found in e.interpolants.items():
-        cells = [f"{1000 * fmean(found[n]):.2g}" for n in budgets]
+        cells = [thousandths(found[n]) for n in budgets]
         lines.append(f"| {name}, equal steps | " + " | ".join(cells) + " |")
-    cells = [f"{1000 * fmean(e.race.own(HEUN, e.at(n))):.2g}" for n in budgets]
+    cells = [thousandths(e.race.own(HEUN, e.at(n))) for n in budgets]
     lines.append("| diffusion, own grid | " + " | ".join(cells) + " |")
     return "\n".join(lines)
