@@ -338,16 +338,16 @@ def test_a_labelled_training_tells_its_classes_apart():
     key = training.LABELLED | {"width": 32, "hidden": 2, "batch": 128, "steps": 300}
     parts = training.parts("moons")
     model = training.untrained_labelled(parts, key, 0)
-    start = [W.detach().clone() for W in model.net.parameters()]
-    losses = [step.loss for step in training.labelled_steps(model, parts, key, 0, 300)]
-    assert sum(losses[-50:]) < 0.8 * sum(losses[:50])
-    assert not all(a.equal(b) for a, b in zip(start, model.net.parameters(), strict=True))
     z = torch.randn(200, 2, generator=laws.seeded(1))
-    for label in (0, 1):
+
+    def share(label):
         x = samplers.sample(samplers.HEUN, model.score(label), z, samplers.grid("√t", 15, 0.03))
-        x = x * model.std + model.mean
-        share = torch.stack([p.log_prob(x) for p in parts], 1).softmax(1)[:, label].mean()
-        assert share > 0.9
+        each = [p.log_prob(x * model.std + model.mean) for p in parts]
+        return torch.stack(each, 1).softmax(1)[:, label].mean().item()
+
+    assert min(share(0), share(1)) < 0.6
+    list(training.labelled_steps(model, parts, key, 0, 300))
+    assert min(share(0), share(1)) > 0.7
 
 
 # --- the rows -----------------------------------------------------------------------------------
@@ -369,7 +369,7 @@ def judged(found):
 
 def test_a_planted_result_turns_the_verdict_of_its_row(found, judged):
     assert judged["sbdm.copies"].verdict == "supported"
-    swapped = {"points": found.copies["density"], "density": found.copies["points"]}
+    swapped = found.copies | {"points": [0.1, 0.11, 0.12]}
     rows = judged_rows(dataclasses.replace(found, copies=swapped))
     assert rows["sbdm.copies"].verdict == "refuted"
     worse = {w: list(row) for w, row in found.guided.items()}
