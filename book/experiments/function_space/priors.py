@@ -146,6 +146,25 @@ class WhiteNoise(Covariance):
 
 
 @dataclass(frozen=True)
+class BandNoise(Covariance):
+    """The operator Q with λₖ = level for |k₁|, |k₂| ≤ `modes`, and 0 beyond: trace class."""
+
+    modes: int
+    level: float = 1.0
+
+    def spectrum(self, n: int) -> Float[Tensor, "{n} {n}"]:
+        """The eigenvalues `level` or 0.
+
+        Raises:
+            ValueError: n ≤ 2·modes.
+        """
+        if n <= 2 * self.modes:
+            raise ValueError(f"a grid of n = {n} is too small for {self.modes} modes")
+        k = torch.fft.fftfreq(n, 1 / n, dtype=torch.float64).abs() <= self.modes
+        return self.level * (k[:, None] & k).double()
+
+
+@dataclass(frozen=True)
 class Matern(Covariance):
     """The operator Q ∝ (κ² − Δ/4π²)⁻ˢ, λₖ = level·(κ² + |k|²)⁻ˢ, trace class if s > 1.
 
