@@ -501,12 +501,12 @@ def power_table(e: Evidence) -> str:
 
 def judged_table(e: Evidence) -> str:
     """The stored networks on all grids: a mean over the splits of the images."""
-    whats = ("frechet", "sure", "precision", "coverage", "nearest", "beyond")
-    lines = [["real images", *(f"{fmean(e.real(w)):.3g}" for w in whats)]]
+    columns = ("frechet", "sure", "precision", "coverage", "nearest", "beyond")
+    lines = [["real images", *(f"{fmean(e.real(w)):.3g}" for w in columns)]]
     for name in e.judged:
         *case, n = name.split(".")
         cells = [f"{' '.join(case)}, {n}²"]
-        cells += [short(fmean(e.of(name, what))) for what in whats]
+        cells += [short(fmean(e.of(name, what))) for what in columns]
         lines.append(cells)
     return table_of(["", "Fréchet", "sure, %", "prec.", "cov.", "near", "beyond, %"], lines)
 
@@ -517,8 +517,8 @@ def sampler_table(e: Evidence) -> str:
     for name, found in e.tried.items():
         sampler, steps = name.split("-")
         calls = 2 * int(steps) - 1 if sampler == "heun" else int(steps)
-        whats = ("frechet", "sure", "coverage", "nearest")
-        means = [fmean(row[what] for row in found) for what in whats]
+        columns = ("frechet", "sure", "coverage", "nearest")
+        means = [fmean(row[what] for row in found) for what in columns]
         lines.append([sampler, steps, str(calls), *(f"{v:.3g}" for v in means)])
     return table_of(
         ["sampler", "steps", "evaluations", "Fréchet", "sure, %", "cov.", "near"], lines
