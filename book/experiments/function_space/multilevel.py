@@ -31,6 +31,7 @@ THREE: dict[str, tuple[tuple[int, int], ...]] = {
     "two levels": ((28, 4800), (112, 600)),
     "three levels": ((28, 4800), (56, 1200), (112, 300)),
 }
+MOST = 5.0
 SHORT, LONGER, BOTH = "fine only, as long", "fine only", "coarse to fine"
 
 
@@ -105,12 +106,15 @@ def savings(curves: dict[str, list[dict[str, Any]]]) -> list[float]:
 
     The work is interpolated between two trainings on the fine grid, each to the end of its own
     schedule, with the logarithm of the loss linear in that of the work. Outside of the two the
-    line goes on.
+    line goes on, but no further than `MOST` times their distance.
     """
     ends = (curves[SHORT], curves[LONGER], curves[BOTH])
     short, long = math.log(WORK[SHORT]), math.log(WORK[LONGER])
     found = []
     for a, b, goal in zip(*(map(math.log, last(rows)) for rows in ends), strict=True):
-        share = (a - goal) / (a - b) if a > b else math.nan
+        if a <= b:  # more work on the fine grid has not helped, so nothing can be told
+            found.append(1.0)
+            continue
+        share = min((a - goal) / (a - b), MOST)
         found.append(math.exp(short + share * (long - short)) / WORK[BOTH])
     return found
