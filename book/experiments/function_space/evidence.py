@@ -24,7 +24,7 @@ from . import digits, dimension, factorial, judging, mixture, multilevel, operat
 from .judging import FEW, FEWER, Judged, Quality, Table
 from .training import CASES, CHAPTER, LAWS, LIMITS, fitted, seeded
 
-BOOK, PAPER = "this book", "Hagemann et al. 2023"
+BOOK = "this book"
 SLIDE = "slide Score-based diffusion, infinite-dimensional"
 FNO_PAPER = "Li et al. 2021"
 TRACED = ("standard", "laplacian", "fno", "combined", "matern", "white")
@@ -253,11 +253,10 @@ def _operator_rows(e: Evidence) -> Iterator[Row]:
     ratios = {
         name: [sum(v["64"]) / sum(v["32"]) for v in values] for name, values in e.known.items()
     }
-    yield Claim(
+    yield finding(
         "sbdm.field_mixture.score_error",
         "A network trained on 32² pixels has the same error of the score on 64²: quotient of the"
         " errors, where the score is known (Matérn prior)",
-        PAPER,
         ours=ratios["matern"],
         criterion=within(0.8, 1.25),
         control=Control("pixels of noise", ratios["standard"]),
