@@ -63,7 +63,9 @@ def shade(ax: Axes, p: Mixture, times: Tensor, laws: Sequence[Mixture]) -> None:
     """Fill the strip with the square root of a density that changes with time."""
     axis = torch.linspace(-REACH, REACH, 141, **DOUBLE)
     values = torch.stack([q.log_prob(axis[:, None]) for q in laws], 1).exp().sqrt()
-    ax.pcolormesh(times, axis, values, cmap="Greys", vmax=1.3, rasterized=True)
+    ax.pcolormesh(
+        times.numpy(), axis.numpy(), values.numpy(), cmap="Greys", vmax=1.3, rasterized=True
+    )
     ax.set(ylim=(-REACH, REACH), xlim=(0, 1), xlabel="t")
     ax.grid(False)
 
@@ -118,7 +120,8 @@ def draw_control() -> None:
     _, axes = plt.subplots(1, 3, figsize=(8.6, 2.8), sharey=True)
     x = torch.full((200, 1), 0.8, **DOUBLE)
     for ax, scale in zip(axes, (0.5, 1.0, 1.5), strict=True):
-        drawn = ax.pcolormesh(times, axis, phi, cmap="cividis_r", rasterized=True)
+        strip = times.numpy(), axis.numpy(), phi.numpy()
+        drawn = ax.pcolormesh(*strip, cmap="cividis_r", rasterized=True)
         found = control.controlled(p, control.scaled(p, scale), x, seeded(3), 400)
         ax.plot(found.t, found.x[:, :12, 0], lw=0.6, c="white")
         ax.plot(1, 0.8, "o", c=plotting.COLORS[1], ms=5)
