@@ -291,6 +291,13 @@ def test_the_synthetic_likelihood_is_that_of_a_fitted_normal_law():
     expected = multivariate_normal(rows.mean(0), np.cov(rows.T)).logpdf(target.numpy())
     assert float(found[0]) == pytest.approx(expected + math.log(0.25))
     assert float(found[1]) == -math.inf
+    f[0, :, 2] = 0.1  # all runs share a feature, which may be that of the target or not
+    equal, other = (
+        float(references.gaussian_log_likelihood(f[:1], completed[:1], point)[0])
+        for point in (target, target + torch.tensor([0, 0, 0.1]))
+    )
+    assert math.isfinite(equal)
+    assert other < equal - 1000
 
 
 class LinearSimulator:

@@ -194,14 +194,18 @@ def gaussian_log_likelihood(f: Tensor, completed: Tensor, target: Tensor) -> Ten
     """The log density of `target` (m,) by a normal law fitted to features f (n, k, m), for each n.
 
     It is fitted to the runs that were `completed` (n, k), and their share is a factor, since a run
-    that was given up has no statistics. Where fewer than 2m completed, it is −∞.
+    that was given up has no statistics. Where fewer than 2m completed, it is −∞. A feature that is
+    the same in all runs, as after extinction, gets a tiny variance.
 
     Reference: wood2010statistical.
     """
-    found = torch.full((len(f),), -math.inf, dtype=f.dtype)
+    found, tiny = (
+        torch.full((len(f),), -math.inf, dtype=f.dtype),
+        1e-9 * torch.eye(f.shape[2]).to(f),
+    )
     for i, (rows, kept) in enumerate(zip(f, completed, strict=True)):
         if int(kept.sum()) >= 2 * f.shape[2]:
-            law = MultivariateNormal(rows[kept].mean(0), rows[kept].T.cov())
+            law = MultivariateNormal(rows[kept].mean(0), rows[kept].T.cov() + tiny)
             found[i] = law.log_prob(target) + kept.double().mean().log()
     return found
 
