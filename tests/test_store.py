@@ -14,7 +14,7 @@ from torch import nn
 
 from ctdl_lib.learning import storage, train
 from machinery.claims import Measurement
-from machinery.store import ResultError, Store, fetch
+from machinery.store import LOSSES, ResultError, Store, fetch
 
 SETTINGS = {"steps": 5, "lr": 0.1, "shape": (2, 1)}
 
@@ -52,6 +52,24 @@ def test_what_was_trained_is_loaded_without_training(tmp_path):
     assert record.settings == {"steps": 5, "lr": 0.1, "shape": [2, 1]}
     assert {"torch", "torchdiffeq", "python"} <= record.versions.keys()
     assert record.device == "cpu"
+
+
+def test_a_long_history_is_kept_as_means_of_blocks(tmp_path):
+    net = nn.Linear(2, 1)
+    steps, history = 2 * LOSSES + 1, []
+
+    def watched(steps, checkpoint):
+        for step in training(net)(steps, checkpoint):
+            history.append(step.loss)
+            yield step
+
+    settings = SETTINGS | {"steps": steps}
+    record = Store("chapter", "train", folder=tmp_path).fit("net", net, settings, watched)
+    assert (record.steps, record.every, len(history)) == (steps, 3, steps)
+    wanted = [np.mean(history[k : k + 3]) for k in range(0, steps, 3)]
+    assert record.losses == pytest.approx(wanted, rel=1e-5)
+    assert len(record.losses) <= LOSSES
+    assert load(tmp_path, steps=steps) == record
 
 
 def test_an_interrupted_fit_starts_again_from_its_own_weights(tmp_path):

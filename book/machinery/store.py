@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 from urllib.request import urlopen
 
@@ -34,6 +35,7 @@ Run = Literal["saved", "explore", "train", "smoke"]
 
 
 SMOKE_STEPS = 3
+LOSSES = 500  # entries that a loss history has at most
 
 
 RUNS = ("saved", "explore", "train", "smoke")
@@ -55,13 +57,19 @@ class Record:
 
     settings: dict[str, Any]
     numbers: dict[str, Any]
-    losses: list[float]
+    losses: list[float]  # of each step, or the means of blocks of `every` steps
     seconds: float
     device: str
     processor: str
     versions: dict[str, str]
     date: str
     weights: str | None = None  # sha256 of the safetensors file
+    steps: int = 0  # how many a training has made
+
+    @property
+    def every(self) -> int:
+        """The number of steps whose mean is one entry of `losses`."""
+        return max(1, math.ceil(self.steps / LOSSES))
 
     @property
     def hardware(self) -> str:
@@ -138,8 +146,7 @@ class Store:
         except BaseException:  # the next fit must not begin with half-trained weights
             model.load_state_dict(start)
             raise
-        losses = [float(f"{step.loss:.6g}") for step in history]
-        record = _record(settings, {}, losses, history[-1].seconds, device)
+        record = _record(settings, {}, history[-1].seconds, device, [s.loss for s in history])
         return record if smoke else self._save(name, record, model, dtype, checkpoint)
 
     def measure(
@@ -164,7 +171,7 @@ class Store:
         if record is None:
             started = time.monotonic()
             numbers = _as_json(compute())
-            record = _record(settings, numbers, [], time.monotonic() - started, device)
+            record = _record(settings, numbers, time.monotonic() - started, device)
         if self.run == "smoke":
             return record
         storage.save(checkpoint, asdict(record))
@@ -453,11 +460,21 @@ def _differences(stored: dict, wanted: dict) -> str:
     )
 
 
-def _record(settings: dict, numbers: dict, losses: list[float], seconds: float, device) -> Record:
+def blocks(losses: Sequence[float]) -> list[float]:
+    """The means of at most `LOSSES` blocks of losses, all but the last one equally long."""
+    every = max(1, math.ceil(len(losses) / LOSSES))
+    parts = (losses[k : k + every] for k in range(0, len(losses), every))
+    return [float(f"{fmean(part):.6g}") for part in parts]
+
+
+def _record(
+    settings: dict, numbers: dict, seconds: float, device, losses: Sequence[float] = ()
+) -> Record:
     return Record(
         settings=settings,
         numbers=numbers,
-        losses=losses,
+        losses=blocks(losses),
+        steps=len(losses),
         seconds=round(seconds, 2),
         device=str(device),
         processor=_processor(device),

@@ -162,7 +162,7 @@ def finish(store: Store, name: str, seed: int) -> Finish:
     solved(flow, tol=TOL).transform(x, statistics=count)
     path, before = paths(flow, x), paths(built(name, seed).requires_grad_(False), x)
     return Finish(
-        steps=len(record.losses),
+        steps=record.steps,
         seconds=record.seconds,
         gap=mean_nll(flow, x) - mean_nll(TOYS[DENSITY], x),
         bend=bend_of(path),
