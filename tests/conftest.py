@@ -1,6 +1,7 @@
 """What the tests of the library share: double precision, checked shapes, seeded noise."""
 
 import forked_kernels
+import matplotlib
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -19,6 +20,13 @@ def _defaults():
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture
+def as_the_book_computes():
+    """Single precision, and figures without a window."""
+    torch.set_default_dtype(torch.float32)
+    matplotlib.use("Agg")
 
 
 @pytest.fixture

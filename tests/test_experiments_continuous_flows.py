@@ -13,10 +13,11 @@ from experiments.continuous_flows import checks, costs, lecture, peers, trace, t
 from experiments.ot_flow.densities import seeded
 from machinery.store import Store
 
+pytestmark = pytest.mark.usefixtures("as_the_book_computes")
+
 
 @pytest.fixture(autouse=True)
-def as_the_book_computes(monkeypatch):
-    torch.set_default_dtype(torch.float32)
+def few_points(monkeypatch):
     monkeypatch.setattr(training, "WATCHED", 50)  # points during a training, 1,000 in the book
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import math
 from typing import Any
 
-import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 import torch
@@ -30,10 +29,7 @@ from machinery.store import Store
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 
 
-@pytest.fixture(autouse=True)
-def as_the_book_computes():
-    torch.set_default_dtype(torch.float32)
-    matplotlib.use("Agg")
+pytestmark = pytest.mark.usefixtures("as_the_book_computes")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import dataclasses
 import math
 from itertools import pairwise
 
-import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -34,10 +33,7 @@ from machinery.store import Store
 double = torch.float64
 
 
-@pytest.fixture(autouse=True)
-def as_the_book_computes():
-    torch.set_default_dtype(torch.float32)
-    matplotlib.use("Agg")
+pytestmark = pytest.mark.usefixtures("as_the_book_computes")
 
 
 def seeded(k):

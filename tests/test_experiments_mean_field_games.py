@@ -2,7 +2,6 @@
 
 import math
 
-import matplotlib
 import pytest
 import torch
 
@@ -23,10 +22,7 @@ from machinery.store import Store
 double = torch.float64
 
 
-@pytest.fixture(autouse=True)
-def as_the_book_computes():
-    torch.set_default_dtype(torch.float32)
-    matplotlib.use("Agg")
+pytestmark = pytest.mark.usefixtures("as_the_book_computes")
 
 
 def store(run, tmp_path):

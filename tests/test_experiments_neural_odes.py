@@ -24,10 +24,7 @@ from experiments.neural_odes.problems import spiral_velocity, van_der_pol
 from machinery import claims
 from machinery.store import Store, results_folder
 
-
-@pytest.fixture(autouse=True)
-def as_the_book_computes():
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("as_the_book_computes")
 
 
 def seeded(seed=0):

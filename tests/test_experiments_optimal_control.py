@@ -20,10 +20,7 @@ from experiments.optimal_control import (
 from machinery import claims
 from machinery.store import results_folder
 
-
-@pytest.fixture(autouse=True)
-def as_the_book_computes():
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("as_the_book_computes")
 
 
 def posed(layers=4):

@@ -8,10 +8,7 @@ from experiments.pde_perspective import evidence, lecture, moons, schemes
 from machinery import claims
 from machinery.store import results_folder
 
-
-@pytest.fixture(autouse=True)
-def as_the_book_computes():
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("as_the_book_computes")
 
 
 # --- schemes ------------------------------------------------------------------------------------

@@ -10,10 +10,7 @@ from ctdl_lib.problems.classification import digits
 from experiments.resnets import convolutional, deep, evidence, landscape, limits, planar
 from machinery.store import Store
 
-
-@pytest.fixture(autouse=True)
-def as_the_book_computes():
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("as_the_book_computes")
 
 
 def seeded(seed=0):

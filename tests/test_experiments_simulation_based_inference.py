@@ -3,7 +3,6 @@
 import copy
 import math
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -48,10 +47,7 @@ def key_of(method):
     return KEY | {"method": base} | (READS if method in maps.READERS else {})
 
 
-@pytest.fixture(autouse=True)
-def as_the_book_computes():
-    torch.set_default_dtype(torch.float32)
-    matplotlib.use("Agg")
+pytestmark = pytest.mark.usefixtures("as_the_book_computes")
 
 
 @pytest.fixture(scope="module")

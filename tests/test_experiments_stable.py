@@ -16,10 +16,7 @@ from experiments.stable_architectures import (
 from experiments.stable_architectures.robustness import local_lipschitz, pgd
 from machinery.store import Store
 
-
-@pytest.fixture(autouse=True)
-def as_the_book_computes():
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("as_the_book_computes")
 
 
 def seeded(seed=0):

@@ -114,6 +114,7 @@ def rows(e: Evidence) -> list[Row]:
     """All claims, findings and measurements of the chapter."""
     return [
         *_learned_rows(e),
+        *_spoiled_rows(e),
         *_likelihood_rows(e),
         *_control_rows(e),
         *_sampler_rows(e),
@@ -170,6 +171,10 @@ def _learned_rows(e: Evidence) -> Iterator[Row]:
         control=Control("samples of a Gaussian", ratios(e, "Gaussian")),
         unit="times",
     )
+
+
+def _spoiled_rows(e: Evidence) -> Iterator[Row]:
+    """What the distance of samples can see, and the errors of all scores."""
     shifted, widened = learned.SPOILED
     yield finding(
         "sbdm.samples.spoiled",
@@ -251,37 +256,30 @@ def _control_rows(e: Evidence) -> Iterator[Row]:
 def _sampler_rows(e: Evidence) -> Iterator[Row]:
     r, n = e.race, e.at(AT)
     heun = {kind: logs(r.errors[HEUN][kind][n]) for kind in GRIDS}
-    yield finding(
+    yield _less(
         "sbdm.grid.log",
         f"Heun's method errs less with steps even in log(s/a) than with steps even in t: "
         f"log₁₀ W₁, {AT} evaluations",
-        ours=heun["log σ"],
-        criterion=below_control(),
-        control=Control("even in t", heun["t"]),
+        (heun["log σ"], "even in t", heun["t"]),
     )
-    yield finding(
+    yield _less(
         "sbdm.grid.best",
         f"Steps even in log(s/a) are the best for Heun's method: log₁₀ W₁, {AT} evaluations",
-        ours=heun["log σ"],
-        criterion=below_control(),
-        control=Control("even in √t", heun["√t"]),
+        (heun["log σ"], "even in √t", heun["√t"]),
     )
-    yield finding(
+    yield _less(
         "sbdm.own_grids",
         "Each on its own grid, Heun's method needs at most half of Euler–Maruyama's evaluations to "
         "come below the distance of 100,000 exact samples (log₂)",
-        ours=r.needed(HEUN),
-        criterion=below_control(0.99),
-        control=Control(EULER, r.needed(EULER)),
+        (r.needed(HEUN), EULER, r.needed(EULER)),
+        by=0.99,
     )
     yield from _frozen_rows(e, n)
-    yield finding(
+    yield _less(
         "sbdm.learned.sampler",
         "With learned scores of the eight Gaussians, too, Heun's method is nearer to the data than "
         "Euler–Maruyama at 16 evaluations: sliced distance",
-        ours=e.learned[HEUN][16],
-        criterion=below_control(),
-        control=Control(EULER, e.learned[EULER][16]),
+        (e.learned[HEUN][16], EULER, e.learned[EULER][16]),
     )
     for name in SAMPLERS:
         says = f"{name}: log₂ of the evaluations that come below the floor, own grid"
@@ -290,31 +288,33 @@ def _sampler_rows(e: Evidence) -> Iterator[Row]:
     yield Measurement.over_seeds("sbdm.floor", BOOK, says, r.floor, "")
 
 
+def _less(
+    id: str, says: str, pair: tuple[list[float], str, list[float]], *, by: float = 0.0
+) -> Row:
+    """The finding that ours is less than a rival's, seed by seed; the pair has his name between."""
+    ours, rival, theirs = pair
+    control = Control(rival, theirs)
+    return finding(id, says, ours=ours, criterion=below_control(by), control=control)
+
+
 def _frozen_rows(e: Evidence, n: int) -> Iterator[Row]:
-    r = e.race
-    yield finding(
+    r, narrow = e.race, min(e.widths[MEAN])
+    yield _less(
         "sbdm.freeze.sde",
         "A reversed equation that freezes the mean errs less than one that freezes x + S: "
         f"log₁₀ W₁, {AT} evaluations, own grids",
-        ours=logs(r.own(MEAN, n)),
-        criterion=below_control(),
-        control=Control("x + S frozen", logs(r.own(SUM, n))),
+        (logs(r.own(MEAN, n)), "x + S frozen", logs(r.own(SUM, n))),
     )
-    narrow = min(e.widths[MEAN])
-    yield finding(
+    yield _less(
         "sbdm.freeze.narrow",
         f"It does so where the data are narrow, parts of width {narrow:g}",
-        ours=logs(e.widths[MEAN][narrow]),
-        criterion=below_control(),
-        control=Control("x + S frozen", logs(e.widths[SUM][narrow])),
+        (logs(e.widths[MEAN][narrow]), "x + S frozen", logs(e.widths[SUM][narrow])),
     )
-    yield finding(
+    yield _less(
         "sbdm.freeze.line",
         "Along the flow, the mean on a line through its last two values errs less than the frozen "
         f"mean: log₁₀ W₁, {AT} evaluations, own grids",
-        ours=logs(r.own(LINE, n)),
-        criterion=below_control(),
-        control=Control("mean frozen", logs(r.own(FLOW, n))),
+        (logs(r.own(LINE, n)), "mean frozen", logs(r.own(FLOW, n))),
     )
 
 

@@ -113,9 +113,11 @@ def rows(e: Evidence) -> list[Row]:
         *_operator_rows(e),
         *_power_rows(e),
         *_digit_rows(e),
+        _sampler_row(e),
         *_resolution_rows(e),
         *_field_rows(e),
         *_measured_rows(e),
+        *_table_rows(e),
     ]
 
 
@@ -160,24 +162,25 @@ def _dimension_rows(e: Evidence) -> Iterator[Row]:
     )
 
 
+FACTORS = {
+    "architecture": (
+        factorial.architecture,
+        "the U-Net in place of the FNO, with priors that have a limit,",
+    ),
+    "prior": (
+        factorial.prior,
+        "pixel noise in place of priors that have a limit, with the FNO,",
+    ),
+}
+
+
 def _factorial_rows(e: Evidence) -> Iterator[Row]:
     sliced, frechet = factorial.of_table(e.table), factorial.of_judged(e.judged)
     for id, number, least, name in (
         ("", sliced, 2, "sliced Wasserstein distance, three trainings"),
         (".frechet", frechet, 3, "Fréchet distance, one training and five splits of the images"),
     ):
-        for factor, change, says in (
-            (
-                "architecture",
-                factorial.architecture,
-                "the U-Net in place of the FNO, with priors that have a limit,",
-            ),
-            (
-                "prior",
-                factorial.prior,
-                "pixel noise in place of priors that have a limit, with the FNO,",
-            ),
-        ):
+        for factor, (change, says) in FACTORS.items():
             yield Claim(
                 f"diffusion.factorial.{factor}{id}",
                 f"The {factor} is important to generalise to a higher resolution: by which factor"
@@ -330,8 +333,11 @@ def _digit_rows(e: Evidence) -> Iterator[Row]:
         criterion=above(0.9),
         control=Control("images that were learned", copied),
     )
+
+
+def _sampler_row(e: Evidence) -> Row:
     ancestral, equal = (f"{name}-64" for name in ("ancestral", "equal"))
-    yield finding(
+    return finding(
         "diffusion.sampler.log_steps",
         "Steps even in log σ give better digits than steps even in t, 64 evaluations (FNO,"
         " Laplacian): Fréchet distance",
@@ -437,6 +443,9 @@ def _measured_rows(e: Evidence) -> Iterator[Row]:
             [row["frechet"] for row in found],
             "",
         )
+
+
+def _table_rows(e: Evidence) -> Iterator[Row]:
     for case, runs in e.table.items():
         for n in ("28", "56"):
             yield Measurement.over_seeds(
