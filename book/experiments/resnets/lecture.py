@@ -1,20 +1,20 @@
 """What the lecture on ResNets draws, loaded or trained by one call."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from ctdl_lib import metrics
 from ctdl_lib.networks.resnets import ResNet
+from ctdl_lib.problems.classification import Samples
 from machinery import claims, plotting
 from machinery.store import Run, Store, device_of, results_folder
 
-from . import convolutional, deep, evidence, landscape, limits, planar
+from . import deep, evidence, landscape, limits, planar
 
 SENTENCES = (
     "resnet.ellipses.val_accuracy",
@@ -29,23 +29,20 @@ SENTENCES = (
 
 @dataclass(frozen=True)
 class Results:
-    """The stored networks of one seed, and the studies over all seeds."""
+    """The stored networks and controls of one seed, and gradients before any training."""
 
     nets: dict[str, ResNet]
     narrow: ResNet
     controls: dict[str, list[Tensor]]
     gradients: dict[str, list[list[float]]]
-    studies: dict[tuple[str, int], deep.Study]
-    images: dict[str, convolutional.Study]
     seed: int
 
 
 def results(run: Run, device: str = "cpu", seed: int = 0) -> Results:
     """The results that the lecture shows: loaded, trained or tried out as `run` says."""
     store, device = Store(evidence.CHAPTER, run), device_of(device)
-    few = 1 if run == "smoke" else None
-    seeds = [seed + s for s in deep.SEEDS[:few]]
-    first, studies = seeds[0], deep.studies(store, seeds)
+    seeds = [seed + s for s in deep.SEEDS[: 1 if run == "smoke" else 2]]
+    first = seeds[0]
     return Results(
         nets={
             name: planar.fit(store, name.replace(" ", "-"), key, first, device)
@@ -53,9 +50,7 @@ def results(run: Run, device: str = "cpu", seed: int = 0) -> Results:
         },
         narrow=planar.fit(store, "longer", planar.LONGER, first, device),
         controls=limits.controls(store, seed + limits.DRAWS[0]),
-        gradients={k: deep.gradient_ratios(k, seeds[:2], deep.DEPTHS) for k in deep.KINDS},
-        studies=studies,
-        images=convolutional.studies(store, [seed + s for s in convolutional.SEEDS[:few]]),
+        gradients={k: deep.gradient_ratios(k, seeds, deep.DEPTHS) for k in deep.KINDS},
         seed=first,
     )
 
@@ -66,7 +61,7 @@ def verdicts() -> str:
     return claims.sentences(rows, SENTENCES)
 
 
-def draw_panels(found: Results) -> Figure:
+def draw_panels(found: Results) -> None:
     """Draw data, features and classes of the three data sets."""
     rows = []
     for name, net in found.nets.items():
@@ -74,29 +69,34 @@ def draw_panels(found: Results) -> Figure:
         u = net.features(y)
         plane = plotting.feature_plane(u, net.K_out, net.b_out)
         rows.append((name, y, label, plane.project(u), plane.classify, _classifier(net)))
-    return plotting.three_panels(rows)
+    plotting.three_panels(rows)
 
 
 def _classifier(net: ResNet) -> plotting.Classify:
     return lambda p: metrics.predict(net(p))
 
 
-def frames(net: ResNet, seed: int) -> Iterator[Figure]:
-    """The ellipses after each layer, with the cut of the last one."""
+def film(net: ResNet, seed: int) -> str:
+    """The ellipses after each layer, with the cut of the last one, as an HTML film."""
     y, label = planar.data_of("ellipses", seed).val
     path = net.path(y)
     plane = plotting.feature_plane(path[-1], net.K_out, net.b_out)
     moving = plane.project(path)
-    for k, points in enumerate(moving):
+
+    def frame(k: int) -> Figure:
         figure, ax = plt.subplots(figsize=(5, 3.2))
         plotting.regions(ax, plane.classify, plotting.extent_of(moving.flatten(0, 1)))
-        plotting.scatter(ax, points, label)
+        plotting.scatter(ax, moving[k], label)
         ax.set(xlabel=f"layer {k} of {net.layers}", xticks=[], yticks=[])
-        yield figure
+        return figure
+
+    frames = (frame(k) for k in range(len(moving)))
+    return plotting.film(frames, "The ellipse leaves its ring until a line parts them.")
 
 
-def draw_paths(axes: list[Axes], net: ResNet, seed: int) -> None:
+def draw_paths(net: ResNet, seed: int) -> None:
     """Draw features against time for the network's layers, and for weights on finer grids."""
+    _, axes = plt.subplots(1, 3, figsize=(8.4, 2.8))
     y = planar.data_of("ellipses", seed).val.y[[0, 40, 200, 240, 300]]
     for k, (factor, style) in enumerate(((1, "o"), (16, ""))):
         K, b = (w.repeat_interleave(factor, 0) for w in (net.K, net.b))
@@ -117,8 +117,23 @@ def draw_paths(axes: list[Axes], net: ResNet, seed: int) -> None:
     axes[-1].legend(fontsize=7)
 
 
-def draw_controls(axes: list[Axes], found: Results) -> None:
+def draw_live(
+    net: ResNet, curve: Sequence[float], kept: dict[int, dict[str, Tensor]], data: Samples
+) -> None:
+    """Draw the loss of a training, and the classified plane after the steps that are kept."""
+    _, axes = plt.subplots(1, 4, figsize=(8.4, 2.5), width_ratios=(1.5, 1, 1, 1))
+    axes[0].semilogy(curve)
+    axes[0].set(xlabel="step", ylabel="cross-entropy")
+    for ax, (k, state) in zip(axes[1:], kept.items(), strict=False):
+        net.load_state_dict(state)
+        plotting.regions(ax, _classifier(net), plotting.extent_of(data.y))
+        plotting.scatter(ax, *data)
+        ax.set(xlabel=f"{k} steps", xticks=[], yticks=[])
+
+
+def draw_controls(found: Results) -> None:
     """Draw the weight that jumps most without the smoothness penalty, as the layers double."""
+    _, axes = plt.subplots(1, 2, figsize=(8.4, 3.0), sharey=True)
     roughest = found.controls[limits.UNSMOOTHED][-1].diff(dim=0).abs().amax(0).argmax()
     for ax, (kind, thetas) in zip(axes, found.controls.items(), strict=True):
         for theta in thetas:
@@ -129,8 +144,9 @@ def draw_controls(axes: list[Axes], found: Results) -> None:
     axes[0].legend(fontsize=7)
 
 
-def draw_gradients(ax: Axes, found: Results) -> None:
+def draw_gradients(found: Results) -> None:
     """Draw how large the gradient still is at the first layer, against the number of layers."""
+    _, ax = plt.subplots(figsize=(6.0, 3.0))
     for kind, marker in zip(deep.KINDS, plotting.MARKERS, strict=False):
         ratios = torch.tensor(found.gradients[kind]).mean(0)
         finite = ratios.isfinite() & (ratios < 1e12)
@@ -140,20 +156,9 @@ def draw_gradients(ax: Axes, found: Results) -> None:
     ax.legend(fontsize=7)
 
 
-def depth_table(found: Results) -> str:
-    """The accuracies by kind and depth, means over seeds, as a Markdown table."""
-    layers = sorted({n for _, n in found.studies})
-    lines = ["| | " + " | ".join(f"{n} layers" for n in layers) + " |"]
-    lines.append("|---|" + "---:|" * len(layers))
-    for kind in deep.KINDS:
-        cells = [found.studies[kind, n].accuracies for n in layers]
-        means = [f"{sum(c) / len(c):.1f} ± {claims.spread_of(c):.1f} %" for c in cells]
-        lines.append(f"| {kind} | " + " | ".join(means) + " |")
-    return "\n".join(lines)
-
-
-def draw_toy(axes: list[Axes], seed: int, nodes: int = 101) -> None:
+def draw_toy(seed: int, nodes: int = 101) -> None:
     """Draw the landscapes of two weights with 5 and with 100 layers."""
+    _, axes = plt.subplots(1, 2, figsize=(8.4, 3.4), sharey=True)
     y, target = evidence.toy(seed)
     ticks = landscape.grid(0.2, 2.0, nodes)
     for ax, layers in zip(axes, (evidence.COARSE, evidence.FINE), strict=True):
@@ -162,20 +167,9 @@ def draw_toy(axes: list[Axes], seed: int, nodes: int = 101) -> None:
         ax.set(xlabel=rf"$\theta_1$, {layers} layers", ylabel=r"$\theta_2$")
 
 
-SHOWN = (convolutional.SKIPS, convolutional.LONGER, convolutional.SHALLOW)
-
-
-def draw_slices(axes: list[Axes], found: Results) -> None:
-    """Draw a slice through the loss of each kind of network, with its interior minima."""
-    for ax, kind in zip(axes, SHOWN, strict=True):
-        surface = torch.tensor(found.images[kind].planes[0])
-        ticks = landscape.grid(-1.0, 1.0, len(surface)).float()
-        plotting.landscape(ax, ticks, ticks, surface, landscape.interior_minima(surface))
-        ax.set_xlabel(kind)
-
-
-def draw_narrow(left: Axes, right: Axes, found: Results) -> None:
+def draw_narrow(found: Results) -> None:
     """Draw what two features make of the ellipses, and where they err."""
+    _, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2))
     net, (y, label) = found.narrow, planar.fresh(found.seed, 3000)
     u = net.features(y)
     plane = plotting.feature_plane(u, net.K_out, net.b_out)
