@@ -174,9 +174,3 @@ def noise(store: Store, seeds: Sequence[int]) -> Noise:
         }
 
     return Noise(**store.measure("noise", key, compute).numbers)
-
-
-@torch.no_grad()
-def along_a_ray(flow: Flow, radii: Tensor) -> Tensor:
-    """The log density at (r, 0) for each radius r."""
-    return solved(flow, **training.FINE).log_prob(torch.stack([radii, torch.zeros_like(radii)], 1))

@@ -16,7 +16,7 @@ from machinery import claims, plotting
 from machinery.store import Run, Store, device_of, results_folder
 
 from ..ot_flow.densities import seeded, solved
-from . import checks, trace, training
+from . import checks, training
 from .evidence import CHAPTER
 
 SENTENCES = (
@@ -34,11 +34,10 @@ TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Results:
-    """The stored flows, by density (one seed) and by kind of training, and what they cost."""
+    """The stored flows, by density (one seed) and by kind of training, and the noise of probes."""
 
     seven: dict[str, Flow]
     trained: dict[str, list[Flow]]
-    variances: dict[tuple[int, str], list[trace.Variance]]
     noise: checks.Noise
     nodes: int  # an axis in pictures of densities
 
@@ -56,11 +55,9 @@ def results(run: Run, device: str = "cpu", seed: int = 0) -> Results:
     def fit(kind: str, seed: int, density: str = "8gaussians") -> Flow:
         return training.fit(store, kind, seed, density, device)[0]
 
-    kinds = (*SHOWN, training.MEAN_DENSITY)
     return Results(
         seven={name: fit(training.REGULARIZED, seeds[0], name) for name in TOYS},
-        trained={kind: [fit(kind, s) for s in seeds] for kind in kinds},
-        variances=trace.variances(store, seeds),
+        trained={kind: [fit(kind, s) for s in seeds] for kind in SHOWN},
         noise=checks.noise(store, seeds),
         nodes=20 if run == "smoke" else 70,
     )
@@ -132,34 +129,21 @@ def draw_tubes() -> None:
     right.set(xlabel="N(0, 1)", xticks=[])
 
 
-def draw_variances(found: Results) -> None:
-    """Draw the variance of Hutchinson's estimate against the number of probes, and the formula."""
-    _, ax = plt.subplots(figsize=(5.6, 3.2))
-    for i, ((d, kind), rows) in enumerate(found.variances.items()):
-        style = {"c": plotting.COLORS[i], "marker": plotting.MARKERS[i]}
-        ax.loglog(trace.PROBES, rows[0].measured, ls="", label=f"d = {d}, {kind}", **style)
-        ax.loglog(trace.PROBES, rows[0].theory, c=plotting.COLORS[i], lw=1)
-    ax.set(xlabel="probes", ylabel="variance", xticks=trace.PROBES, xticklabels=trace.PROBES)
-    ax.minorticks_off()
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-
-
-def draw_live(
-    curve: Sequence[float], shots: dict[str, Tensor], axis: Tensor, least: float, true: float
-) -> None:
-    """Draw the loss of a training, the least and the true one, and densities on the way."""
-    ratios = [1.6] + [1.0] * len(shots)
-    _, axes = plt.subplots(1, 1 + len(shots), figsize=(8.6, 2.3), width_ratios=ratios)
+@torch.no_grad()
+def draw_live(curve: Sequence[float], flows: Sequence[Flow], least: float, true: float) -> None:
+    """Draw the loss of a training, the least and the true one, and the densities of flows."""
+    ratios = [1.6] + [1.0] * len(flows)
+    _, axes = plt.subplots(1, 1 + len(flows), figsize=(7.6, 2.6), width_ratios=ratios)
     axes[0].plot(curve, lw=0.8)
     axes[0].axhline(least, ls="--", c="black", lw=0.8)
     axes[0].plot(len(curve), true, "X", c=plotting.COLORS[1], ms=7)
     axes[0].set(xlabel="step", ylabel="NLL (nats)")
-    highest = max(p.max().item() for p in shots.values())
-    for ax, (says, p) in zip(axes[1:], shots.items(), strict=True):
-        how = {"vmin": 0, "vmax": min(highest, 0.3), "rasterized": True}
-        ax.pcolormesh(axis, axis, p.reshape(len(axis), -1).T, **how)
+    axis, x = plane(60)
+    for ax, flow in zip(axes[1:], flows, strict=True):
+        p = flow.log_prob(x).exp().reshape(len(axis), -1)
+        ax.pcolormesh(axis, axis, p.T, vmin=0, vmax=0.3, rasterized=True)
         ax.set(xticks=[], yticks=[], aspect="equal")
-        ax.set_xlabel(says.replace(", ", "\n"), fontsize=8)
+        ax.set_xlabel(f"{flow.solver['steps']} solver steps")
 
 
 @torch.no_grad()
@@ -194,21 +178,6 @@ def draw_trainings(found: Results) -> None:
     axes[1].legend(fontsize=8)
 
 
-@torch.no_grad()
-def draw_mean_density(found: Results) -> None:
-    """Draw the true density and those learned by the mean of logarithms and of densities."""
-    _, axes = plt.subplots(1, 3, figsize=(7.2, 2.6), sharey=True)
-    axis, x = plane(found.nodes)
-    truth = TOYS["8gaussians"].log_prob(x).exp()
-    by_logs = solved(found.trained[training.REGULARIZED][0], steps=32).log_prob(x).exp()
-    by_mean = solved(found.trained[training.MEAN_DENSITY][0], steps=32).log_prob(x).exp()
-    titles = ("true density", "mean of log p", "mean of p")
-    for ax, p, title in zip(axes, (truth, by_logs, by_mean), titles, strict=True):
-        how = {"vmin": 0, "vmax": 2 * truth.max(), "rasterized": True}
-        ax.pcolormesh(axis, axis, p.reshape(len(axis), -1).T, **how)
-        ax.set(xticks=[], yticks=[], xlabel=title, aspect="equal")
-
-
 def draw_noise(found: Results) -> None:
     """Draw evaluations against the tolerance, with one probe a solve and with fresh ones."""
     _, ax = plt.subplots(figsize=(5.6, 3.0))
@@ -221,23 +190,3 @@ def draw_noise(found: Results) -> None:
     ax.invert_xaxis()
     ax.set(xlabel="tolerance", ylabel="evaluations of the velocity")
     ax.legend()
-
-
-def draw_ray(found: Results) -> None:
-    """Draw log p along a ray through one of the eight Gaussians, true and as learned."""
-    _, ax = plt.subplots(figsize=(5.6, 3.0))
-    radii = torch.linspace(0, 9, 181)
-    truth = TOYS["8gaussians"].log_prob(torch.stack([radii, torch.zeros_like(radii)], 1))
-    ax.plot(radii, truth, c="black", label="true density")
-    for j, flow in enumerate(found.trained[training.REGULARIZED]):
-        label = None if j else "flows, three seeds"
-        ax.plot(radii, checks.along_a_ray(flow, radii), c=plotting.COLORS[1], lw=1, label=label)
-    ax.axvspan(*training_range(), color="0.85", lw=0, label="99.9 % of the data")
-    ax.set(xlabel="distance r from the origin", ylabel="log p(r, 0)", ylim=(-60, 2))
-    ax.legend(loc="lower left")
-
-
-def training_range() -> tuple[float, float]:
-    """The distances from the origin between which 99.9 % of the data lie."""
-    r = training.held_out("8gaussians").norm(dim=1)
-    return r.quantile(0.0005).item(), r.quantile(0.9995).item()
