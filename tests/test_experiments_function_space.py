@@ -226,11 +226,6 @@ def test_white_noise_diverges_and_its_samples_do_not():
     assert dimension.slopes(found.sample)[0] < -1
 
 
-def test_the_cameron_martin_norm_of_noise_itself_counts_wave_numbers():
-    Q = LAWS["matern"]
-    assert dimension.cameron_martin(Q, Q, 16) == pytest.approx(15**2)
-
-
 def test_band_noise_is_one_covariance_on_all_grids():
     Q = BandNoise(modes=3, level=2.0)
     assert Q.trace(8) == Q.trace(50) == 2.0 * 49
@@ -273,14 +268,10 @@ def test_the_saving_of_a_known_law_of_loss_against_work():
     assert multilevel.savings(curves) == pytest.approx([1.5, 1.5])
 
 
-def test_work_counts_pixels_and_the_curves_end_with_it():
+def test_work_counts_pixels():
     assert multilevel.work_of(((28, 1200), (56, 400))) == 700
     assert multilevel.work_of(multilevel.THREE["three levels"], 112) == 900
     assert multilevel.work_of(multilevel.THREE["finest only"], 112) == 1200
-    for name, work in multilevel.WORK.items():
-        total = sum(steps for _, steps in (multilevel.PLANS | multilevel.SHORTER)[name])
-        # a curve has a loss every hundred steps, so the last one is at 700 of 720
-        assert work - 20 <= lecture.works(name, total // 100)[-1] <= work
 
 
 # --- fields -------------------------------------------------------------------------------------

@@ -108,8 +108,3 @@ def refinement(name: str, grids: tuple[int, ...] = GRIDS) -> Refinement:
         norm=[float(total(p.variances[halfway])) for p in paths],
         modes=low,
     )
-
-
-def cameron_martin(f: Covariance, Q: Covariance, n: int) -> float:
-    """The mean E‖Q^{−½}X‖² of X ~ N(0, f), finite as n → ∞ if X is in the Cameron–Martin space."""
-    return float(total(resolved(f.spectrum(n)) / resolved(Q.spectrum(n))))

@@ -15,11 +15,10 @@ from ctdl_lib.generative import Denoiser, Score
 from machinery import claims, plotting
 from machinery.store import Run, Store, device_of, results_folder
 
-from . import digits, dimension, evidence, factorial, mixture, multilevel, patterns
+from . import digits, dimension, factorial, mixture
 from .evidence import Evidence
 from .grids import Field, resample
 from .judging import BEST, FIXED, Table, comparison
-from .priors import Matern
 from .sampling import ancestral, coupled
 from .training import (
     CHAPTER,
@@ -30,7 +29,6 @@ from .training import (
     SCHEDULE,
     fitted,
     fno_of,
-    images,
     seeded,
     seeds_of,
     steps_of,
@@ -54,12 +52,7 @@ class Results:
     """What the chapter has trained and measured, as far as the lecture draws it."""
 
     models: dict[tuple[str, str], Denoiser]
-    net: digits.Classifier
-    powers: dict[str, list[dict[str, float]]]
     table: Table
-    climbed: dict[str, list[dict[str, Any]]]
-    pattern: Denoiser
-    fields: dict[str, Any]
     small: bool
 
     @property
@@ -71,19 +64,13 @@ class Results:
 def results(run: Run, device: str, seed: int = 0) -> Results:
     """The results that the lecture shows: loaded, trained or tried out as `run` says."""
     store, device = Store(CHAPTER, run), device_of(device)
-    net, pattern = digits.classifier(store, seed, device), patterns.fitted(store, seed, device)
     return Results(
         models={
             (kind, prior): fitted(store, kind, prior, seed, device)
             for kind in RECIPES
             for prior in PRIORS
         },
-        net=net,
-        powers=digits.powers(store, net, seed),
         table=comparison(store, seed, device),
-        climbed=multilevel.climbs(store, seed, device),
-        pattern=pattern,
-        fields=patterns.judged(store, pattern, seed),
         small=run == "smoke",
     )
 
@@ -223,27 +210,7 @@ def draw_live(losses: dict[str, Sequence[float]], off: dict[str, dict[float, lis
     right.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-# --- metrics, samples, effects ------------------------------------------------------------------
-
-
-def draw_power(found: Results) -> None:
-    """Draw how far worse images are from real ones, in deviations of real ones, by each metric."""
-    kinds = [kind for kind in evidence.KINDS if kind != "real"]
-    table = [
-        [fmean(evidence.deviations_of(found.powers, what, kind)) for what in digits.METRICS]
-        for kind in kinds
-    ]
-    _, ax = plt.subplots(figsize=(7.6, 3.0))
-    values = torch.tensor(table).clamp(0.3, 300).log10()
-    ax.imshow(values, cmap=plt.get_cmap("cividis", FEW_COLORS), aspect="auto")
-    for i, row in enumerate(table):
-        for j, value in enumerate(row):
-            color = "white" if values[i, j] < 1.2 else "black"
-            text = f"{value:.0f}" if value < 1000 else ">999"
-            ax.text(j, i, text, ha="center", va="center", color=color, fontsize=9)
-    ax.set_xticks(range(len(digits.METRICS)), digits.METRICS)
-    ax.set_yticks(range(len(kinds)), [evidence.KINDS[kind] for kind in kinds])
-    ax.grid(False)
+# --- samples and effects ------------------------------------------------------------------
 
 
 def draw_grid(found: Results) -> None:
@@ -255,16 +222,6 @@ def draw_grid(found: Results) -> None:
             show(ax, sheet(drawn(found, net, prior, n, 6), 3), label)
             if row == 0:
                 ax.set_title(prior, fontsize=10)
-
-
-def draw_worse(seed: int = 0) -> None:
-    """Draw some held-out images, and what is made of them to test the metrics."""
-    real = images(seed)[2][:60]
-    kinds = {"real": lambda x: x} | {k: v for k, v in digits.WORSE.items() if k != "copied"}
-    _, axes = plt.subplots(2, 3, figsize=(8.4, 1.6))
-    for ax, (kind, change) in zip(axes.flat, kinds.items(), strict=True):
-        show(ax, sheet(change(real)[:8], 8))
-        ax.set_title(evidence.KINDS[kind], fontsize=9)
 
 
 def draw_warning(found: Results) -> None:
@@ -320,56 +277,6 @@ def draw_sheets(found: Evidence) -> None:
         ax.set_title(f"{NAMES[kind]}, {len(unsure)} of 32 framed", fontsize=9)
 
 
-def draw_levels(found: Results) -> None:
-    """Draw the test loss at 56² against the work, for the three plans."""
-    _, ax = plt.subplots(figsize=(6.4, 3.2))
-    for i, (name, curves) in enumerate(found.climbed.items()):
-        for k, row in enumerate(curves):
-            loss = [100 * value for _, value in row["curve"]]
-            look: dict[str, Any] = {"color": plotting.COLORS[i], "lw": 0.9}
-            ax.plot(works(name, len(loss)), loss, label=None if k else name, **look)
-            ax.plot(works(name, len(loss))[-1], loss[-1], plotting.MARKERS[i], c=plotting.COLORS[i])
-    ax.set(xlabel="work in steps at 56²", ylabel="test loss at 56² (%)")
-    ax.legend(fontsize=8)
-
-
-def works(name: str, count: int) -> list[float]:
-    """The work of a plan after each hundred steps."""
-    plan = (multilevel.PLANS | multilevel.SHORTER)[name]
-    cost = [(n / multilevel.FINE) ** 2 for n, steps in plan for _ in range(steps)]
-    return [sum(cost[: 100 * (k + 1)]) for k in range(count)]
-
-
-def draw_fields(found: Results) -> None:
-    """Draw solutions and samples, their spectra, and the flatness of their differences."""
-    fig = plt.figure(figsize=(8.4, 4.6), layout="constrained")
-    grid = fig.add_gridspec(2, 12)
-    real = patterns.solutions(3, seeded(0, 9))
-    for k, u in enumerate(real):
-        look: dict[str, Any] = {"vmin": -0.8, "vmax": 0.8}
-        ax = fig.add_subplot(grid[0, 2 * k : 2 * k + 2])
-        show(ax, u, "solutions" if k == 0 else "", "cividis", **look)
-    for k, n in enumerate((32, 64, 128)):
-        noise = coupled(patterns.NOISE, n, patterns.FINEST, 1, 0, k=4)
-        x = ancestral(found.pattern, noise, found.steps)
-        ax = fig.add_subplot(grid[0, 6 + 2 * k : 8 + 2 * k])
-        show(ax, x[0], "", "cividis", vmin=-0.8, vmax=0.8)
-        ax.set_title(f"sample, {n}²", fontsize=9)
-    spectra, flat = fig.add_subplot(grid[1, :6]), fig.add_subplot(grid[1, 6:])
-    shown = {"real 0": "solutions", "samples 32": "samples, 32²", "samples 128": "samples, 128²"}
-    for i, (key, label) in enumerate((shown | {"gaussian": "Gaussian fields"}).items()):
-        look = {"color": plotting.COLORS[i], "marker": plotting.MARKERS[i], "label": label}
-        power = found.fields[key]["spectrum"]
-        spectra.loglog(range(1, len(power) + 1), power, ls=":" if i == 3 else "-", **look)
-        lags = [lag / patterns.TRAINED for lag in patterns.LAGS]
-        flat.semilogx(lags, found.fields[key]["flatness"], **look)
-    spectra.set(xlabel="wave number", ylabel="power")
-    flat.set(xlabel="lag, in sides of the torus", ylabel="flatness S₄/S₂²")
-    flat.minorticks_off()
-    flat.set_xticks(lags, [f"{lag}/32" for lag in patterns.LAGS])
-    flat.legend(fontsize=7)
-
-
 def draw_repaired(found: Results) -> None:
     """Draw samples of the FNO trained with pixel noise: at 56² with its noise, and with FIXED."""
     model, generator = found.models["fno", "standard"], seeded(0, 77)
@@ -381,17 +288,10 @@ def draw_repaired(found: Results) -> None:
     axes[1].set_title("noise of the coarse grid", fontsize=9)
 
 
-def draw_exponents() -> None:
-    """Draw for which exponents of Q noise has a trace and data lie in its Cameron–Martin space."""
-    _, ax = plt.subplots(figsize=(5.6, 3.0))
-    grids = (16, 32, 64, 128, 256)
-    for i, nu in enumerate((0.5, 1.1, 1.5, 2.0)):
-        Q = Matern(s=nu, kappa=3.0).normalized(PIXELS)
-        martin = [dimension.cameron_martin(dimension.DATA, Q, n) for n in grids]
-        look: dict[str, Any] = {"color": plotting.COLORS[i], "marker": plotting.MARKERS[i]}
-        ax.loglog(grids, [v / martin[0] for v in martin], label=f"norm, ν = {nu:g}", **look)
-        trace = [Q.trace(n) for n in grids]
-        ax.loglog(grids, [v / trace[0] for v in trace], ls=":", **look)
-    ax.set(ylabel="over the value at n = 16")
-    grids_on(ax, grids)
-    ax.legend(fontsize=7)
+def log_densities(seed: int) -> str:
+    """The mean log density per pixel of Laplacian noise on three grids, as a Markdown table."""
+    Q, rows = LAWS["laplacian"], ["| n | log density per pixel |", "|---:|---:|"]
+    for n in (28, 56, 112):
+        mean = Q.log_prob(Q.sample(20, n, seeded(seed, 4)).double()).mean() / n**2
+        rows.append(f"| {n} | {mean:.2f} |")
+    return "\n".join(rows)
