@@ -123,22 +123,6 @@ def draw_boundaries(found: Results) -> None:
     right.legend(handles=right.get_lines(), loc="upper left", frameon=True, fontsize=7)
 
 
-def draw_orders(found: Results) -> None:
-    """Draw the largest errors under refinement, and lines of slope one and two."""
-    _, ax = plt.subplots(figsize=(5.4, 3.0))
-    spacings = [schemes.spacing(m) for m in found.sizes]
-    W = torch.tensor([[1.0, 0.5]], dtype=schemes.DOUBLE)
-    for name, order, marks in (("semi-Lagrangian", 2, "o--"), ("upwind", 1, "^:")):
-        (values,) = schemes.largest_errors(name, W, found.sizes)
-        line = [1.3 * values[0] * (h / spacings[0]) ** order for h in spacings]
-        ax.loglog(spacings, values, marks[0], label=name)
-        ax.loglog(spacings, line, marks[1:], c="k", lw=0.8, label=f"slope {order}")
-    ax.set(xlabel="spacing h", ylabel="largest error")
-    ax.set_xticks(spacings, [f"6/{m - 1}" for m in found.sizes])
-    ax.set_xticks([], minor=True)
-    ax.legend(fontsize=7)
-
-
 def draw_peaks() -> None:
     """Draw what upwind differences make of a step, for three Courant numbers."""
     _, ax = plt.subplots(figsize=(6.4, 2.8))
@@ -168,3 +152,32 @@ def draw_densities(found: Results) -> None:
         ax.plot(*end[:150].T, ".", ms=2, color="white")
         ax.set(title=f"t = {t:g}", xlim=(-2.2, 2.8), ylim=(-1.5, 2.2), xticks=[], yticks=[])
         ax.grid(False)
+
+
+def peak_table() -> str:
+    """A peak that upwind differences have carried over six nodes, as a Markdown table."""
+    line = Grid((0.0,), (16.0,), 17)
+    peak = (line.points(dtype=schemes.DOUBLE)[:, 0] == 4).double()
+    ones = lambda t, x: torch.ones_like(x)  # noqa: E731
+    rows = ["| x | " + " | ".join(str(k) for k in range(6, 13)) + " |", "|---|" + "---:|" * 7]
+    for steps in (6, 12):
+        u = upwind(ones, peak, line, 0.0, 6.0, steps=steps)
+        cells = " | ".join(f"{value:.2f}" for value in u[6:13])
+        rows.append(f"| ν = {6 / steps:g} | {cells} |")
+    return "\n".join(rows)
+
+
+def mean_scores() -> str:
+    """The mean score under a moving density at both ends of time, as a Markdown table."""
+    layer, _ = schemes.random_layer(moons.SEEDS[0])
+    W = torch.tensor([1.0, 0.5], dtype=schemes.DOUBLE)
+    rows = ["| nodes | at the end | at the start |", "|---:|---:|---:|"]
+    for m in (33, 65, 129):
+        grid = schemes.box(m)
+        x = grid.points(dtype=schemes.DOUBLE)
+        last, rho = (x @ W).reshape(grid.shape), schemes.bump(x).reshape(grid.shape)
+        moved = advection.continuity(layer, rho, grid, 0.0, 1.0, steps=m // 2)
+        first = semi_lagrangian(layer, last, grid, 1.0, 0.0, steps=m // 4)
+        means = [(u * r).sum() / r.sum() for u, r in ((last, moved), (first, rho))]
+        rows.append(f"| {m} | {means[0]:.3f} | {means[1]:.3f} |")
+    return "\n".join(rows)
