@@ -1,6 +1,6 @@
 """What the lecture on OT-Flow draws, loaded or trained by one call."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from ctdl_lib.generative import Flow
+from ctdl_lib.potentials import ResNetPotential
 from ctdl_lib.problems.densities import TOYS
 from machinery import claims, plotting
 from machinery.store import Run, Store, device_of, results_folder
@@ -82,11 +83,63 @@ def verdicts() -> str:
     return claims.sentences(rows, SENTENCES)
 
 
+def draw_straight(found: Results, x: Tensor) -> None:
+    """Draw the paths of data points by two flows that explain the data nearly equally well."""
+    _, axes = plt.subplots(1, 2, figsize=(7.2, 3.6), sharey=True)
+    for ax, (name, flow) in zip(axes, found.equally_likely.items(), strict=True):
+        path = flow(x, save_at=torch.linspace(0, 1, 33))
+        ax.plot(*path.permute(2, 0, 1), lw=0.7, c=plotting.COLORS[0])
+        ax.plot(*path[0].T, "o", ms=2.5, c="black")
+        ax.plot(*path[-1].T, ".", c=plotting.COLORS[1])
+        ax.set(xlabel=name, xticks=[], yticks=[], aspect="equal")
+
+
+def draw_exact() -> None:
+    """Draw the potential −½x²/(1 + t) and its characteristics."""
+    t, x = torch.linspace(0, 1, 60), torch.linspace(-2.4, 2.4, 121)
+    fig, ax = plt.subplots(figsize=(6.4, 3.0))
+    shades = ax.contourf(t, x, -0.5 * x[:, None] ** 2 / (1 + t), levels=24)
+    for start in torch.linspace(-1.1, 1.1, 11):
+        ax.plot(t, (1 + t) * start, c="white", lw=1.2)
+    fig.colorbar(shades, label="potential")
+    ax.set(xlabel="time t", ylabel="position x", ylim=(-2.4, 2.4))
+
+
+def draw_live(
+    curve: Sequence[Mapping[str, float]],
+    snapshots: Mapping[int, Mapping[str, Tensor]],
+    phi: ResNetPotential,
+    least: float,
+    weight: float = 30.0,
+) -> None:
+    """Draw the terms of the live training, and the densities of the potential on its way."""
+    _, axes = plt.subplots(1, 4, figsize=(8.4, 2.5), width_ratios=(1.6, 1, 1, 1))
+    for name in curve[0]:
+        axes[0].plot([terms[name] for terms in curve], label=name)
+    axes[0].axhline(weight * least, ls="--", c="black", lw=0.8)
+    axes[0].set(xlabel="step", ylabel="term of the objective", yscale="log")
+    axes[0].legend(fontsize=7)
+    side = torch.linspace(-4, 4, 70)
+    for ax, (k, state) in zip(axes[1:], snapshots.items(), strict=False):
+        phi.load_state_dict(state)
+        flow = Flow(phi.requires_grad_(False), 2, solver={"steps": 8}, standardize=False)
+        density = flow.log_prob(torch.cartesian_prod(side, side)).exp().reshape(70, 70)
+        ax.pcolormesh(side, side, density.T, rasterized=True)
+        ax.set(xticks=[], yticks=[], xlabel=f"{k} steps", aspect="equal")
+
+
 def paths(ax: Axes, flow: Flow, x: Tensor, times: Tensor) -> None:
     """Draw the paths of points to the reference, with a dot at their ends."""
     path = flow(x, save_at=times)
     ax.plot(*path.permute(2, 0, 1), lw=0.6, c=plotting.COLORS[0])
     ax.plot(*path[-1].T, ".", ms=2, c=plotting.COLORS[1])
+
+
+def draw_densities(found: Results, seeded: Callable[[int], torch.Generator]) -> None:
+    """Draw all learned densities side by side."""
+    _, axes = plt.subplots(4, len(found.flows), figsize=(8.4, 5.1))
+    for column, (name, flow) in zip(axes.T, found.flows.items(), strict=True):
+        draw_density(column, name, flow, seeded)
 
 
 def draw_density(
@@ -111,8 +164,9 @@ def draw_density(
     column[0].set_xlabel(name)
 
 
-def draw_steps(left: Axes, right: Axes, found: Results) -> None:
+def draw_steps(found: Results) -> None:
     """Draw gaps against steps of a solve, and what training believed beside what is true."""
+    _, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.0))
     x = densities.held_out("8gaussians", found.points)
     least = densities.mean_nll(TOYS["8gaussians"], x)
     for (name, flow), marker in zip(found.equally_likely.items(), plotting.MARKERS, strict=False):
@@ -138,17 +192,3 @@ def _draw_beliefs(ax: Axes, ablation: dict[str, list[steps.Row]], least: float) 
     ax.set_xticks(range(len(labels)), labels)
     ax.set(yscale="symlog", ylabel="gap (nats)", xlabel="penalty β and steps in training")
     ax.legend()
-
-
-def draw_alpha(ax: Axes, found: Results) -> None:
-    """Draw the cost of transport against the gap as the weight α of the likelihood grows."""
-    least = found.least_of_ablation
-    for name, rows in found.ablation.items():
-        if not name.startswith("α"):
-            continue
-        cost = sum(row.cost for row in rows) / len(rows)
-        gap = sum(row.true for row in rows) / len(rows) - least
-        ax.plot(cost, gap, "o", c=plotting.COLORS[0])
-        ax.annotate(name, (cost, gap), xytext=(5, 3), textcoords="offset points")
-    ax.set(xlabel="mean transport cost of a point", ylabel="gap (nats)", yscale="log")
-    plt.margins(x=0.15)
