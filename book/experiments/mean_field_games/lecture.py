@@ -15,7 +15,7 @@ from ctdl_lib.references.grids import Grid
 from machinery import claims, plotting
 from machinery.store import Run, Store, results_folder
 
-from . import evidence, references, timing, training
+from . import evidence, references, training
 from .evidence import KINDS
 from .games import (
     EntropicGame,
@@ -25,7 +25,7 @@ from .games import (
     groups,
     ring_to_gaussian,
 )
-from .training import CHAPTER, DIMENSIONS, LAMBDA, WALKING, Learned
+from .training import CHAPTER, DIMENSIONS, Learned
 
 SENTENCES = (
     "mfg.gaussian.excess.d2",
@@ -47,11 +47,7 @@ class Results:
     crowd: dict[int, list[Learned]]
     crowd_costs: dict[int, list[float]]
     crossing: Learned
-    unlabelled: Learned
     ablation: dict[str, list[Learned]]
-    slot: Learned
-    many: timing.Times
-    least_of_ring: float
     side: int
     """How many nodes on an axis the densities are drawn with."""
 
@@ -75,11 +71,7 @@ def results(run: Run, seed: int = 0) -> Results:
             d: evidence.values(evidence.judged(store, "crowd", d, seed)) for d in evidence.MANY
         },
         crossing=crossing[evidence.lowest(evidence.values(evidence.crossings(store, seed)))],
-        unlabelled=evidence.crossed(store, seed, label=False)[0],
         ablation={kind: evidence.ablated(store, kind, seed) for kind in KINDS},
-        slot=evidence.mistaken(store, seed),
-        many=timing.many_times(store),
-        least_of_ring=references.least(store).ring,
         side=21 if run == "smoke" else 61,
     )
 
@@ -184,21 +176,6 @@ def draw_live(model: Learned, game: EntropicGame) -> None:
     right.set(xlim=(-5, 5), ylim=(-5, 5), xticks=[], yticks=[], aspect="equal")
 
 
-def draw_entropies(found: Results) -> None:
-    """Draw how the relative entropy and the HJB residual of the crowd fall while it learns."""
-    _, axes = plt.subplots(1, 2, figsize=(8.4, 3.2))
-    weights = LAMBDA["crowd"], WALKING["hjb"]
-    for i, d in enumerate(DIMENSIONS):
-        for k, model in enumerate(found.crowd[d]):
-            for ax, term, weight in zip(axes, ("terminal", "hjb"), weights, strict=True):
-                curve = model.curve(term) / weight
-                label = f"d = {d}" if k == 0 else None
-                ax.semilogy(curve, color=plotting.COLORS[i], lw=0.8, label=label)
-    axes[0].set(xlabel="step", ylabel="KL(ρ(1)‖ρ₁), nats")
-    axes[1].set(xlabel="step", ylabel="HJB residual")
-    axes[0].legend(fontsize=8)
-
-
 def draw_crowds(found: Results) -> None:
     """Draw paths past the hill: a run that is stuck, the chosen run, and one in ℝ¹⁰⁰."""
     _, axes = plt.subplots(1, 3, figsize=(8.4, 3.6), sharey=True)
@@ -228,64 +205,6 @@ def draw_ablation(found: Results) -> None:
             how = {"color": plotting.COLORS[n < 64], "linewidth": 0.8, "markersize": 3}
             ax.plot(path[..., 0], path[..., 1], look, **how)
         ax.set(xlabel=kind, xlim=(-6, 6), ylim=(-6, 6), aspect="equal")
-
-
-def draw_slot(found: Results) -> None:
-    """Draw the cost that trainings of the ring believe, with the right integral and a wrong one."""
-    _, ax = plt.subplots(figsize=(5.6, 3.0))
-    right = found.ablation[evidence.WITH_TWO][0]
-    for model, label in ((right, "ℓ"), (found.slot, "transport cost in its place")):
-        costs = ("transport", "interaction", "terminal")
-        curve = torch.stack([model.curve(term) for term in costs]).sum(0)
-        ax.plot(curve[: training.SLOT["steps"] - 20], label=label)
-    ax.axhline(found.least_of_ring, ls="--", c="black", lw=0.8)
-    ax.set(xlabel="step", ylabel="believed cost", yscale="symlog")
-    ax.legend(fontsize=8)
-
-
-def draw_weights() -> None:
-    """Draw how far the crowd of the exact game goes, and what entropy is left, for each λ."""
-    _, ax = plt.subplots(figsize=(5.6, 3.0))
-    weights = [10 ** (k / 8 - 2) for k in range(33)]
-    shares, left = [], []
-    for weight in weights:
-        game = references.gaussian_game(2)
-        game = EntropicGame(game.initial, game.target, relative_entropy=weight)
-        exact = gaussian_solution(game)
-        way = game.target.means - game.initial.means
-        shares.append(float((exact.end.means - game.initial.means).norm() / way.norm()))
-        left.append(exact.terminal / weight)
-    ax.semilogx(weights, shares, label="share of the way")
-    ax.semilogx(weights, [kl / left[0] for kl in left], "--", label="KL left over, of the first")
-    ax.set(xlabel="weight λ", ylabel="share")
-    ax.legend(fontsize=8)
-
-
-def draw_dimensions(found: Results) -> None:
-    """Draw the time of a step and the nodes of a grid against the dimension."""
-    _, ax = plt.subplots(figsize=(5.6, 3.0))
-    d = list(found.many)
-    ax.loglog(d, [min(times) for times in found.many.values()], "o-", label="one training step")
-    few = [2, 3, 4, 5, 6]
-    ax.loglog(few, [1e-6 * 32**k for k in few], "^:", label="one nanosecond a node, 32 an axis")
-    ax.set(xlabel="dimension d", ylabel="milliseconds")
-    ax.legend(fontsize=8)
-
-
-def draw_labels(found: Results) -> None:
-    """Draw the paths of two crowds with labels and without."""
-    _, axes = plt.subplots(1, 2, figsize=(8.4, 2.4), sharey=True)
-    pairs = ((found.crossing, 5.0, "labels ±5"), (found.unlabelled, 0.0, "no labels"))
-    for ax, (model, label, title) in zip(axes, pairs, strict=True):
-        game = crossing_crowds(label)
-        x = sampled(game, 24)
-        path = paths(training.double(model), x)
-        for left, color in ((True, plotting.COLORS[0]), (False, plotting.COLORS[1])):
-            some = path[:, (x[:, 0] < 0) == left]
-            ax.plot(some[..., 0], some[..., 1], color=color, lw=0.7)
-            ax.plot(some[-1, :, 0], some[-1, :, 1], ".", color=color)
-        hill(ax, game, CORNER, HILL)
-        ax.set(title=title, xlim=(-5, 5), ylim=(-3, 3), xticks=[], yticks=[], aspect="equal")
 
 
 def draw_objectives(found: evidence.Evidence) -> None:

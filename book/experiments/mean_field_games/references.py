@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -263,8 +262,3 @@ def pictures(store: Store) -> dict[float, Tensor]:
     key = {"nodes": nodes, "epsilon": epsilon, "steps": 8, "seen": SEEN}
     found: Mapping[str, Any] = store.measure("grid-pictures", key, compute).numbers
     return {float(t): torch.tensor(rows, dtype=torch.float64) for t, rows in found.items()}
-
-
-def mean_of(found: Sequence[Mapping[str, float]], term: str) -> float:
-    """The mean of a term over seeds."""
-    return fmean(row[term] for row in found)
