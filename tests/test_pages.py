@@ -10,16 +10,19 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
-from urllib.parse import unquote, urlsplit
+from typing import Any, Literal
+from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
+import torch
 import yaml
 from axe_playwright_python.base import AXE_FILE_PATH
 from bs4 import BeautifulSoup
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from machinery import chapters
+from ctdl_lib.dynamics import integrate
+from ctdl_lib.potentials import ResNetPotential
+from machinery import chapters, playgrounds
 
 REPOSITORY = "https://github.com/example/ctdl"
 COLAB = "https://colab.research.google.com/github/example/ctdl/blob/main/"
@@ -246,6 +249,111 @@ def test_solutions_are_collapsed_until_asked_for(page):
     assert not output.is_visible()
     solution.locator("button").first.click()
     assert output.is_visible()
+
+
+# --- playgrounds --------------------------------------------------------------------------------
+
+
+def in_script(page: Page, code: str, *args: object) -> Any:
+    """What an asynchronous function of the scripts' pieces and of the stored flows returns."""
+    return page.evaluate(
+        f"""async args => {{
+            const pieces = await import(new URL('_static/playground/pieces.js', args[0]).href);
+            const stored = await fetch(new URL('_static/playground/flow.json', args[0]));
+            const {{flows}} = await stored.json();
+            {code}
+        }}""",
+        [urljoin(page.url, ".."), *args],
+    )
+
+
+def test_the_pieces_in_the_browser_are_those_of_the_library(page):
+    visit(page, "book/playground")
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)) * 2
+    times = torch.linspace(0, 1, 20)
+    close: Any = {"rtol": 1e-9, "atol": 1e-9}
+
+    phi = ResNetPotential(2).double()
+    phi.load_state_dict(playgrounds.velocity_of("OT-Flow").state_dict())
+    code = "const phi = pieces.potential(flows['OT-Flow'].weights);"
+    code += "return args[1].map((t, i) => phi(t, args[2][i]))"
+    code += ".map(p => [p.value, p.dt, ...p.dx, p.laplacian]);"
+    found = torch.tensor(in_script(page, code, times.tolist(), x.tolist()))
+    ours = phi.derivatives(times.double(), x.double())
+    columns = (ours.value[:, None], ours.dt[:, None], ours.dx, ours.laplacian[:, None])
+    assert torch.allclose(found, torch.cat(columns, 1), **close)
+
+    net = playgrounds.velocity_of("FFJORD").double()
+    code = "const v = pieces.velocity(flows.FFJORD); const path = x => pieces.rk4(v, x, 1, 0, 5);"
+    code += "return args[1].map(x => path(x).map(point => [...point]));"
+    found = torch.tensor(in_script(page, code, x.tolist()))
+    end = integrate(net, x.double(), 1.0, 0.0, steps=5)
+    assert torch.allclose(found[:, -1], end, **close)
+    assert torch.equal(found[:, 0].float(), x)
+
+
+def test_a_reader_drops_points_and_takes_fewer_steps(page):
+    visit(page, "book/playground")
+    page.wait_for_selector("[data-playground=flow][data-ready]")
+    part = lambda name: page.locator(f"[data-part={name}]")  # noqa: E731
+    said = lambda: part("says").inner_text()  # noqa: E731
+    error = lambda: float(said().split(" away")[0].split()[-1])  # noqa: E731
+    few = error()
+    part("steps").fill("1")
+    one = error()
+    assert "40 points, 1 step:" in said()
+    assert one > few
+    part("model").select_option("FFJORD")
+    assert error() > 2 * one  # its paths are bent
+    part("clear").click()
+    assert "No points yet" in said()
+    part("canvas").click(position={"x": 100, "y": 100})
+    part("canvas").press("ArrowLeft")
+    assert "Cursor at -0.2, 0.0" in said()
+    part("canvas").press("Enter")
+    assert "FFJORD, 2 points" in said()
+    part("way").select_option("backward")
+    part("time").fill("0")
+    part("play").click()
+    page.wait_for_function("() => +document.querySelector('[data-part=time]').value > 10")
+
+
+def test_a_still_picture_stays_where_scripts_are_off(browser, address):
+    context = browser.new_context(java_script_enabled=False, base_url=address)
+    tab = context.new_page()
+    for name in ("book/intro", "book/playground"):
+        tab.goto(f"{name}.html")
+        assert tab.locator("figure.playground img").is_visible()
+        assert tab.locator("figure.playground canvas").count() == 0
+    context.close()
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_the_first_page_moves_only_for_those_who_like_it(browser, address, motion):
+    context = browser.new_context(reduced_motion=motion, base_url=address)
+    tab = context.new_page()
+    tab.goto("book/intro.html")
+    tab.wait_for_selector("[data-playground=hero][data-ready]")
+    seen = "() => document.querySelector('figure.playground canvas').toDataURL()"
+    first = tab.evaluate(seen)
+    if motion == "reduce":
+        tab.wait_for_timeout(300)
+        assert tab.evaluate(seen) == first
+    else:
+        tab.wait_for_function(f"first => ({seen})() != first", arg=first)
+        tab.locator("figure.playground button").click()
+        rest = tab.evaluate(seen)
+        tab.wait_for_timeout(300)
+        assert tab.evaluate(seen) == rest
+    context.close()
+
+
+def test_playgrounds_are_light(site):
+    folder = site / "_static" / "playground"
+    scripts = sum(path.stat().st_size for path in folder.glob("*.js"))
+    for name in playgrounds.PLAYGROUNDS:
+        stored = sum((folder / f"{name}{end}").stat().st_size for end in (".json", ".webp"))
+        assert scripts + stored < 150_000
 
 
 # --- the files ----------------------------------------------------------------------------------
