@@ -11,7 +11,7 @@ export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 export MALLOC_TOP_PAD_ ?= 67108864
 
-.PHONY: book test accelerator gpu-check lint format execute train bench bad-input lab clean chromium
+.PHONY: book test serve accelerator gpu-check lint format execute train bench bad-input lab clean chromium
 
 book: .venv/installed
 	$(BIN)/python -m machinery.chapters execute
@@ -20,6 +20,10 @@ book: .venv/installed
 
 test: .venv/installed lint chromium
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10
+
+# Scripts that are modules do not run in pages that are opened as files.
+serve:
+	$(PYTHON) -m http.server 8000 --bind 127.0.0.1 --directory _build/html
 
 accelerator: .venv/installed
 	ACCELERATOR=1 $(BIN)/python -m pytest tests/test_accelerator_chapters.py --numprocesses 2 --durations 0

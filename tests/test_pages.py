@@ -4,11 +4,12 @@ import contextlib
 import functools
 import http.server
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urljoin, urlsplit
@@ -18,10 +19,13 @@ import torch
 import yaml
 from axe_playwright_python.base import AXE_FILE_PATH
 from bs4 import BeautifulSoup
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from torch import Tensor
 
 from ctdl_lib.dynamics import integrate
+from ctdl_lib.generative.diffusion import Schedule, sample_sde
 from ctdl_lib.potentials import ResNetPotential
+from ctdl_lib.problems.densities import TOYS, Mixture
 from machinery import chapters, playgrounds
 
 REPOSITORY = "https://github.com/example/ctdl"
@@ -292,10 +296,82 @@ def test_the_pieces_in_the_browser_are_those_of_the_library(page):
     assert torch.equal(found[:, 0].float(), x)
 
 
+def test_the_score_in_the_browser_is_exact_and_its_steps_are_those_of_the_library(page):
+    visit(page, "book/playground")
+    data, schedule = TOYS["8gaussians"], Schedule()
+    assert isinstance(data, Mixture)
+    means, v = data.means.double(), data.std[0, 0].item() ** 2
+    t = torch.linspace(0.01, 1, 9, dtype=torch.float64)
+    x = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+
+    def log_density(t: Tensor, x: Tensor) -> Tensor:
+        spread = schedule.a(t) ** 2 * v + schedule.s(t) ** 2
+        far = (x[:, None] - schedule.a(t)[:, None, None] * means).square().sum(2)
+        return torch.logsumexp(-far / (2 * spread[:, None]), 1) - spread.log()
+
+    def score(t: float | Tensor, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            t = torch.as_tensor(t, dtype=torch.float64).expand(len(x))
+            return torch.autograd.grad(log_density(t, x).sum(), x)[0]
+
+    close: Any = {"rtol": 1e-5, "atol": 1e-5}
+    code = "const score = pieces.mixtureScore(args[1], args[2]);"
+    each = code + "return args[3].map((t, i) => [...score(t, args[4][i])]);"
+    found = in_script(page, each, means.tolist(), v, t.tolist(), x.tolist())
+    assert torch.allclose(torch.tensor(found), score(t, x), **close)
+
+    noise = torch.randn(7, 1, 2, generator=torch.Generator().manual_seed(1)).double()
+    code += "const noise = args[3].values(), times = [0, 1, 2, 3, 4, 5, 6].map(k => 1 - k / 6);"
+    code += "return [...pieces.denoise(score, noise.next().value, times, 1,"
+    code += " () => noise.next().value).at(-1)];"
+    found = in_script(page, code, means.tolist(), v, noise[:, 0].tolist())
+    draws = iter(noise)
+    how: Any = {"steps": 6, "method": "euler-maruyama"}
+    ours = sample_sde(score, lambda: next(draws), schedule, **how)
+    assert torch.allclose(torch.tensor(found), ours[0], **close)
+
+
+def test_the_adaptive_solver_in_the_browser_keeps_its_tolerance(page):
+    visit(page, "book/playground")
+    code = "const f = (t, x) => Float64Array.of(x[1], -x[0] + Math.sin(t));"
+    adaptive = (
+        code + "const {accepted, evaluations} = pieces.dormandPrince(f, [1, 0], 0, 6, args[1]);"
+    )
+    adaptive += "return [accepted.length, evaluations, ...accepted.at(-1).x];"
+
+    def f(t: Tensor, x: Tensor) -> Tensor:
+        return torch.stack([x[:, 1], -x[:, 0] + torch.sin(torch.as_tensor(t))], 1)
+
+    start = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    exact = integrate(f, start, 0.0, 6.0, tol=1e-12)[0]
+    errors, counts = [], []
+    for tol in (1e-3, 1e-6, 1e-9):
+        steps, evaluations, *end = in_script(page, adaptive, tol)
+        assert evaluations >= 6 * (steps - 1) + 1
+        errors.append((torch.tensor(end, dtype=torch.float64) - exact).norm().item())
+        counts.append(steps)
+        assert errors[-1] < 10 * tol
+    assert errors == sorted(errors, reverse=True)
+    assert counts == sorted(counts)
+    # order five: a thousandth of the tolerance takes 1000^(1/5) = 4 times the steps
+    assert counts[2] / counts[1] == pytest.approx(1000**0.2, rel=0.2)
+
+    found = in_script(page, code + "return [...pieces.euler(f, [1, 0], 0, 6, 50).at(-1)];")
+    ours = integrate(f, start, 0.0, 6.0, steps=50, method="euler")[0]
+    assert torch.allclose(torch.tensor(found), ours, rtol=1e-9, atol=1e-9)
+
+
+def parts_of(page: Page, name: str) -> Callable[[str], Locator]:
+    """The parts of a playground that has started."""
+    figure = f"[data-playground={name}]"
+    page.wait_for_selector(f"{figure}[data-ready]")
+    return lambda part: page.locator(f"{figure} [data-part={part}]")
+
+
 def test_a_reader_drops_points_and_takes_fewer_steps(page):
     visit(page, "book/playground")
-    page.wait_for_selector("[data-playground=flow][data-ready]")
-    part = lambda name: page.locator(f"[data-part={name}]")  # noqa: E731
+    part = parts_of(page, "flow")
     said = lambda: part("says").inner_text()  # noqa: E731
     error = lambda: float(said().split(" away")[0].split()[-1])  # noqa: E731
     few = error()
@@ -315,7 +391,52 @@ def test_a_reader_drops_points_and_takes_fewer_steps(page):
     part("way").select_option("backward")
     part("time").fill("0")
     part("play").click()
-    page.wait_for_function("() => +document.querySelector('[data-part=time]').value > 10")
+    time = "[data-playground=flow] [data-part=time]"
+    page.wait_for_function(f"() => +document.querySelector('{time}').value > 10")
+
+
+def test_layers_with_imaginary_eigenvalues_grow_and_runge_kutta_steps_do_not(page):
+    visit(page, "book/playground")
+    part = parts_of(page, "stable")
+    lost = lambda: float(part("says").inner_text().split(" away")[0].split()[-1])  # noqa: E731
+    assert "|1 + hλ| = 1.020" in part("says").inner_text()
+    by_euler = lost()
+    part("scheme").select_option("rk4")
+    assert lost() < 1e-3 < by_euler
+    part("real").fill("-1")
+    part("step").fill("0.5")
+    assert lost() > 0.1  # what has nearly vanished does not come back
+
+
+def test_stiffness_makes_the_solver_work_and_take_back_steps(page):
+    visit(page, "book/playground")
+    part = parts_of(page, "solver")
+    read = lambda: [int(n) for n in re.findall(r"\d+", part("says").inner_text())[:3]]  # noqa: E731
+    accepted, _, evaluations = read()
+    part("tolerance").fill("8")
+    assert read()[0] > 3 * accepted
+    part("tolerance").fill("4")
+    part("stiffness").fill("20")
+    assert read()[1] > 5
+    assert read()[2] != evaluations
+    said = part("says").inner_text()
+    part("canvas").press("ArrowUp")
+    assert part("says").inner_text() != said
+
+
+def test_many_steps_bring_all_points_to_the_data(page):
+    visit(page, "book/playground")
+    part = parts_of(page, "score")
+    percent = re.compile(r"(\d+) %")
+    shares = lambda: [int(n) for n in percent.findall(part("says").inner_text())[:2]]  # noqa: E731
+    part("steps").fill("3")
+    few = shares()
+    part("steps").fill("100")
+    assert min(shares()) >= 95 > max(few)
+    said = part("says").inner_text()
+    part("renew").click()
+    part("grid").select_option("root")
+    assert part("says").inner_text() != said
 
 
 def test_a_still_picture_stays_where_scripts_are_off(browser, address):

@@ -1,12 +1,12 @@
 // Drop points into the plane of a trained flow, follow them in both directions, and save steps.
 import {velocity, rk4, normals} from "./pieces.js";
-import {Stage, until, animate} from "./stage.js";
+import {Stage, animate, parts, until} from "./stage.js";
 
 const FINE = 64, SECONDS = 3, MOST = 400, REACH = 4.6;
 
 export function start(figure, {flows, data}) {
-  const part = name => figure.querySelector(`[data-part=${name}]`);
-  const [canvas, model, way, steps, time] = ["canvas", "model", "way", "steps", "time"].map(part);
+  const all = parts(figure), part = name => all[name];
+  const {canvas, model, way, steps, time} = all;
   const velocities = Object.fromEntries(
     Object.entries(flows).map(([name, flow]) => [name, velocity(flow)]));
   const normal = normals(7);

@@ -127,3 +127,87 @@ export function normals(seed) {
     return [radius * Math.cos(angle), radius * Math.sin(angle)];
   };
 }
+
+/** The rate β(t), a(t) and s(t)² of `ctdl_lib.generative.Schedule`. */
+export const schedule = {
+  beta: t => 0.1 + 19.9 * t,
+  a: t => Math.exp(-0.5 * t * (0.1 + 9.95 * t)),
+  variance: t => -Math.expm1(-t * (0.1 + 9.95 * t)),
+};
+
+/** The score ∇log p_t of an equal mixture of N(m, v I) at t = 0, a function of t and x. */
+export function mixtureScore(means, v) {
+  return (t, x) => {
+    const a = schedule.a(t), spread = a * a * v + schedule.variance(t);
+    const logs = means.map(m => -((x[0] - a * m[0]) ** 2 + (x[1] - a * m[1]) ** 2) / (2 * spread));
+    const most = Math.max(...logs), weights = logs.map(log => Math.exp(log - most));
+    const sum = weights.reduce((p, q) => p + q);
+    return [0, 1].map(i => weights.reduce((p, w, k) => p + w * (a * means[k][i] - x[i]), 0) / (sum * spread));
+  };
+}
+
+/**
+ * The states at `times` (from 1 down to 0) of dX = −β(½X + cS)dt + √(2c − 1)√β dW̄ by Euler's method:
+ * c = 1 is the reverse SDE, c = ½ the equation of the probability flow. The last state is
+ * E[X(0) | X(t)] = (X + s²S)/a.
+ */
+export function denoise(score, x, times, c, noise) {
+  const path = [Float64Array.from(x)];
+  for (let k = 0; k + 1 < times.length; k++) {
+    const t = times[k], at = path.at(-1), S = score(t, at), h = schedule.beta(t) * (t - times[k + 1]);
+    const eta = c == 1 ? noise() : [0, 0];
+    path.push(k + 2 == times.length
+      ? at.map((value, i) => (value + schedule.variance(t) * S[i]) / schedule.a(t))
+      : at.map((value, i) => value + h * (value / 2 + c * S[i]) + Math.sqrt(h) * eta[i]));
+  }
+  return path;
+}
+
+// Dormand and Prince's pair of orders five and four: stages, and the weights of the error.
+const NODES = [0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1];
+const STAGES = [
+  [], [1 / 5], [3 / 40, 9 / 40], [44 / 45, -56 / 15, 32 / 9],
+  [19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729],
+  [9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656],
+  [35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84],
+];
+const ERROR = [71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40];
+
+/**
+ * Adaptive steps for ẋ = f(t, x) from t0 to t1 with relative and absolute tolerance `tol`:
+ * {accepted: [{t, x}], rejected: [{t, x}], evaluations}. A step is accepted if its error is at
+ * most one, as the root of the mean square over the entries, in units of tol (1 + |x|).
+ */
+export function dormandPrince(f, x, t0, t1, tol, first = 0.01, most = 20000) {
+  const accepted = [{t: t0, x: Float64Array.from(x)}], rejected = [];
+  let h = first, k1 = f(t0, x), evaluations = 1;
+  while (accepted.at(-1).t < t1 && accepted.length + rejected.length < most) {
+    const {t, x} = accepted.at(-1), last = t + h >= t1, step = last ? t1 - t : h;
+    const k = [k1], sum = row => x.map((value, i) =>
+      value + step * row.reduce((total, weight, j) => total + weight * k[j][i], 0));
+    for (let i = 1; i < 7; i++) k.push(f(t + NODES[i] * step, sum(STAGES[i])));
+    evaluations += 6;
+    const end = sum(STAGES[6]);
+    const parts = end.map((value, i) =>
+      step * ERROR.reduce((total, weight, j) => total + weight * k[j][i], 0) /
+      (tol * (1 + Math.max(Math.abs(x[i]), Math.abs(value)))));
+    const error = Math.sqrt(parts.reduce((total, part) => total + part * part, 0) / parts.length);
+    const reached = {t: last ? t1 : t + step, x: end};
+    if (error <= 1) {
+      accepted.push(reached);
+      k1 = k[6];
+    } else rejected.push(reached);
+    h = step * Math.min(5, Math.max(0.2, 0.9 * Math.max(error, 1e-10) ** -0.2));
+  }
+  return {accepted, rejected, evaluations};
+}
+
+/** The points of equal steps of Euler's method. */
+export function euler(f, x, t0, t1, steps) {
+  const h = (t1 - t0) / steps, path = [Float64Array.from(x)];
+  for (let n = 0; n < steps; n++) {
+    const slope = f(t0 + n * h, path.at(-1));
+    path.push(path.at(-1).map((value, i) => value + h * slope[i]));
+  }
+  return path;
+}

@@ -99,3 +99,7 @@ export function animate(seconds, step, done = () => {}) {
   requestAnimationFrame(frame);
   return () => (wanted = false);
 }
+
+/** The parts of a figure by the names that its HTML gives them. */
+export const parts = figure =>
+  Object.fromEntries([...figure.querySelectorAll("[data-part]")].map(part => [part.dataset.part, part]));
