@@ -285,7 +285,7 @@ PLAYGROUNDS = {
     ),
     "score": Playground(
         (
-            slider("steps", "Steps", 2, 100, 20, "20"),
+            slider("steps", "Steps", 2, 100, 8, "8"),
             choice("grid", "Times", {"t": "even in t", "root": "even in √t"}),
             SHARE,
             button("play", "Play"),

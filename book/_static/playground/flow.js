@@ -49,7 +49,7 @@ export function start(figure, {flows, data}) {
     const mean = errors.reduce((a, b) => a + b, 0) / n;
     part("says").textContent = n
       ? `${model.value}, ${n} point${n == 1 ? "" : "s"}, ${k} step${k == 1 ? "" : "s"}: the ends are ` +
-        `${mean.toFixed(mean < 0.01 ? 4 : 2)} away from those by ${FINE} steps, on average.`
+        `${mean.toPrecision(2)} away from those by ${FINE} steps, on average.`
       : "No points yet. Click into the plane, or press “Drop 40 points”.";
   }
 
