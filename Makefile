@@ -11,7 +11,7 @@ export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 export MALLOC_TOP_PAD_ ?= 67108864
 
-.PHONY: book test accelerator gpu-check lint format execute train bench bad-input lab clean chromium
+.PHONY: book test serve accelerator gpu-check lint format execute train bench bad-input lab clean chromium
 
 book: .venv/installed
 	$(BIN)/python -m machinery.chapters execute
@@ -20,6 +20,10 @@ book: .venv/installed
 
 test: .venv/installed lint chromium
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10
+
+# Scripts that are modules do not run in pages that are opened as files.
+serve:
+	$(PYTHON) -m http.server 8000 --bind 127.0.0.1 --directory _build/html
 
 accelerator: .venv/installed
 	ACCELERATOR=1 $(BIN)/python -m pytest tests/test_accelerator_chapters.py --numprocesses 2 --durations 0
@@ -64,10 +68,10 @@ clean:
 	rm -rf _build
 
 # Of sbibm only the files with reference posteriors are read; what it requires belongs to an old sbi.
-.venv/installed: requirements.txt pyproject.toml
+.venv/installed: requirements.txt pyproject.toml book/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps sbibm==1.1.0
-	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --no-deps --editable . --editable book
 	touch $@

@@ -6,12 +6,11 @@ from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
-from sklearn.model_selection import KFold, cross_val_score
-from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 from torch.nn import functional
 
 from .contracts import guard
+from .extras import needed
 
 
 def accuracy(logits: Float[Tensor, "batch classes"], label: Int[Tensor, " batch"]) -> float:
@@ -92,12 +91,14 @@ def c2st(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], *, seed: int, folds: 
     std, mean = torch.std_mean(x, dim=0)
     scale = torch.where(std > 0, std, 1.0)
     features = ((torch.cat([x, y]) - mean) / scale).detach().cpu().numpy()
+    neural = needed("sklearn.neural_network", "data")
+    selection = needed("sklearn.model_selection", "data")
     label = torch.arange(2 * len(x)).ge(len(x)).numpy()
     width = 10 * x.shape[1]
     # training stops long before, when the loss no longer decreases
-    network = MLPClassifier((width, width), max_iter=10_000, random_state=seed)
-    split = KFold(folds, shuffle=True, random_state=seed)
-    return float(cross_val_score(network, features, label, cv=split).mean())
+    network = neural.MLPClassifier((width, width), max_iter=10_000, random_state=seed)
+    split = selection.KFold(folds, shuffle=True, random_state=seed)
+    return float(selection.cross_val_score(network, features, label, cv=split).mean())
 
 
 def check_samples(x: Tensor, y: Tensor) -> None:

@@ -14,7 +14,7 @@ import ctdl_lib
 ROOT = Path(ctdl_lib.__file__).parent
 # imports go only downwards: a package imports from the lines above its own
 LAYERS = [
-    {"contracts"},
+    {"contracts", "extras"},
     {"dynamics", "metrics"},
     {"networks"},
     {"learning", "potentials"},

@@ -4,22 +4,29 @@ import contextlib
 import functools
 import http.server
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
-from urllib.parse import unquote, urlsplit
+from typing import Any, Literal
+from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
+import torch
 import yaml
 from axe_playwright_python.base import AXE_FILE_PATH
 from bs4 import BeautifulSoup
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from torch import Tensor
 
-from machinery import chapters
+from ctdl_lib.dynamics import integrate
+from ctdl_lib.generative.diffusion import Schedule, sample_sde
+from ctdl_lib.potentials import ResNetPotential
+from ctdl_lib.problems.densities import TOYS, Mixture
+from machinery import chapters, playgrounds
 
 REPOSITORY = "https://github.com/example/ctdl"
 COLAB = "https://colab.research.google.com/github/example/ctdl/blob/main/"
@@ -246,6 +253,228 @@ def test_solutions_are_collapsed_until_asked_for(page):
     assert not output.is_visible()
     solution.locator("button").first.click()
     assert output.is_visible()
+
+
+# --- playgrounds --------------------------------------------------------------------------------
+
+
+def in_script(page: Page, code: str, *args: object) -> Any:
+    """What an asynchronous function of the scripts' pieces and of the stored flows returns."""
+    return page.evaluate(
+        f"""async args => {{
+            const pieces = await import(new URL('_static/playground/pieces.js', args[0]).href);
+            const stored = await fetch(new URL('_static/playground/flow.json', args[0]));
+            const {{flows}} = await stored.json();
+            {code}
+        }}""",
+        [urljoin(page.url, ".."), *args],
+    )
+
+
+def test_the_pieces_in_the_browser_are_those_of_the_library(page):
+    visit(page, "book/playground")
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)) * 2
+    times = torch.linspace(0, 1, 20)
+    close: Any = {"rtol": 1e-9, "atol": 1e-9}
+
+    phi = ResNetPotential(2).double()
+    phi.load_state_dict(playgrounds.velocity_of("OT-Flow").state_dict())
+    code = "const phi = pieces.potential(flows['OT-Flow'].weights);"
+    code += "return args[1].map((t, i) => phi(t, args[2][i]))"
+    code += ".map(p => [p.value, p.dt, ...p.dx, p.laplacian]);"
+    found = torch.tensor(in_script(page, code, times.tolist(), x.tolist()))
+    ours = phi.derivatives(times.double(), x.double())
+    columns = (ours.value[:, None], ours.dt[:, None], ours.dx, ours.laplacian[:, None])
+    assert torch.allclose(found, torch.cat(columns, 1), **close)
+
+    net = playgrounds.velocity_of("FFJORD").double()
+    code = "const v = pieces.velocity(flows.FFJORD); const path = x => pieces.rk4(v, x, 1, 0, 5);"
+    code += "return args[1].map(x => path(x).map(point => [...point]));"
+    found = torch.tensor(in_script(page, code, x.tolist()))
+    end = integrate(net, x.double(), 1.0, 0.0, steps=5)
+    assert torch.allclose(found[:, -1], end, **close)
+    assert torch.equal(found[:, 0].float(), x)
+
+
+def test_the_score_in_the_browser_is_exact_and_its_steps_are_those_of_the_library(page):
+    visit(page, "book/playground")
+    data, schedule = TOYS["8gaussians"], Schedule()
+    assert isinstance(data, Mixture)
+    means, v = data.means.double(), data.std[0, 0].item() ** 2
+    t = torch.linspace(0.01, 1, 9, dtype=torch.float64)
+    x = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+
+    def log_density(t: Tensor, x: Tensor) -> Tensor:
+        spread = schedule.a(t) ** 2 * v + schedule.s(t) ** 2
+        far = (x[:, None] - schedule.a(t)[:, None, None] * means).square().sum(2)
+        return torch.logsumexp(-far / (2 * spread[:, None]), 1) - spread.log()
+
+    def score(t: float | Tensor, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            t = torch.as_tensor(t, dtype=torch.float64).expand(len(x))
+            return torch.autograd.grad(log_density(t, x).sum(), x)[0]
+
+    close: Any = {"rtol": 1e-5, "atol": 1e-5}
+    code = "const score = pieces.mixtureScore(args[1], args[2]);"
+    each = code + "return args[3].map((t, i) => [...score(t, args[4][i])]);"
+    found = in_script(page, each, means.tolist(), v, t.tolist(), x.tolist())
+    assert torch.allclose(torch.tensor(found), score(t, x), **close)
+
+    noise = torch.randn(7, 1, 2, generator=torch.Generator().manual_seed(1)).double()
+    code += "const noise = args[3].values(), times = [0, 1, 2, 3, 4, 5, 6].map(k => 1 - k / 6);"
+    code += "return [...pieces.denoise(score, noise.next().value, times, 1,"
+    code += " () => noise.next().value).at(-1)];"
+    found = in_script(page, code, means.tolist(), v, noise[:, 0].tolist())
+    draws = iter(noise)
+    how: Any = {"steps": 6, "method": "euler-maruyama"}
+    ours = sample_sde(score, lambda: next(draws), schedule, **how)
+    assert torch.allclose(torch.tensor(found), ours[0], **close)
+
+
+def test_the_adaptive_solver_in_the_browser_keeps_its_tolerance(page):
+    visit(page, "book/playground")
+    code = "const f = (t, x) => Float64Array.of(x[1], -x[0] + Math.sin(t));"
+    adaptive = (
+        code + "const {accepted, evaluations} = pieces.dormandPrince(f, [1, 0], 0, 6, args[1]);"
+    )
+    adaptive += "return [accepted.length, evaluations, ...accepted.at(-1).x];"
+
+    def f(t: Tensor, x: Tensor) -> Tensor:
+        return torch.stack([x[:, 1], -x[:, 0] + torch.sin(torch.as_tensor(t))], 1)
+
+    start = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    exact = integrate(f, start, 0.0, 6.0, tol=1e-12)[0]
+    errors, counts = [], []
+    for tol in (1e-3, 1e-6, 1e-9):
+        steps, evaluations, *end = in_script(page, adaptive, tol)
+        assert evaluations >= 6 * (steps - 1) + 1
+        errors.append((torch.tensor(end, dtype=torch.float64) - exact).norm().item())
+        counts.append(steps)
+        assert errors[-1] < 10 * tol
+    assert errors == sorted(errors, reverse=True)
+    assert counts == sorted(counts)
+    # order five: a thousandth of the tolerance takes 1000^(1/5) = 4 times the steps
+    assert counts[2] / counts[1] == pytest.approx(1000**0.2, rel=0.2)
+
+    found = in_script(page, code + "return [...pieces.euler(f, [1, 0], 0, 6, 50).at(-1)];")
+    ours = integrate(f, start, 0.0, 6.0, steps=50, method="euler")[0]
+    assert torch.allclose(torch.tensor(found), ours, rtol=1e-9, atol=1e-9)
+
+
+def parts_of(page: Page, name: str) -> Callable[[str], Locator]:
+    """The parts of a playground that has started."""
+    figure = f"[data-playground={name}]"
+    page.wait_for_selector(f"{figure}[data-ready]")
+    return lambda part: page.locator(f"{figure} [data-part={part}]")
+
+
+def test_a_reader_drops_points_and_takes_fewer_steps(page):
+    visit(page, "book/playground")
+    part = parts_of(page, "flow")
+    said = lambda: part("says").inner_text()  # noqa: E731
+    error = lambda: float(said().split(" away")[0].split()[-1])  # noqa: E731
+    few = error()
+    part("steps").fill("1")
+    one = error()
+    assert "40 points, 1 step:" in said()
+    assert one > few
+    part("model").select_option("FFJORD")
+    assert error() > 2 * one  # its paths are bent
+    part("clear").click()
+    assert "No points yet" in said()
+    part("canvas").click(position={"x": 100, "y": 100})
+    part("canvas").press("ArrowLeft")
+    assert "Cursor at -0.2, 0.0" in said()
+    part("canvas").press("Enter")
+    assert "FFJORD, 2 points" in said()
+    part("way").select_option("backward")
+    part("time").fill("0")
+    part("play").click()
+    time = "[data-playground=flow] [data-part=time]"
+    page.wait_for_function(f"() => +document.querySelector('{time}').value > 10")
+
+
+def test_layers_with_imaginary_eigenvalues_grow_and_runge_kutta_steps_do_not(page):
+    visit(page, "book/playground")
+    part = parts_of(page, "stable")
+    lost = lambda: float(part("says").inner_text().split(" away")[0].split()[-1])  # noqa: E731
+    assert "|1 + hλ| = 1.020" in part("says").inner_text()
+    by_euler = lost()
+    part("scheme").select_option("rk4")
+    assert lost() < 1e-3 < by_euler
+    part("real").fill("-1")
+    part("step").fill("0.5")
+    assert lost() > 0.1  # what has nearly vanished does not come back
+
+
+def test_stiffness_makes_the_solver_work_and_take_back_steps(page):
+    visit(page, "book/playground")
+    part = parts_of(page, "solver")
+    read = lambda: [int(n) for n in re.findall(r"\d+", part("says").inner_text())[:3]]  # noqa: E731
+    accepted, _, evaluations = read()
+    part("tolerance").fill("8")
+    assert read()[0] > 3 * accepted
+    part("tolerance").fill("4")
+    part("stiffness").fill("20")
+    assert read()[1] > 5
+    assert read()[2] != evaluations
+    said = part("says").inner_text()
+    part("canvas").press("ArrowUp")
+    assert part("says").inner_text() != said
+
+
+def test_many_steps_bring_all_points_to_the_data(page):
+    visit(page, "book/playground")
+    part = parts_of(page, "score")
+    percent = re.compile(r"(\d+) %")
+    shares = lambda: [int(n) for n in percent.findall(part("says").inner_text())[:2]]  # noqa: E731
+    part("steps").fill("3")
+    few = shares()
+    part("steps").fill("100")
+    assert min(shares()) >= 95 > max(few)
+    said = part("says").inner_text()
+    part("renew").click()
+    part("grid").select_option("root")
+    assert part("says").inner_text() != said
+
+
+def test_a_still_picture_stays_where_scripts_are_off(browser, address):
+    context = browser.new_context(java_script_enabled=False, base_url=address)
+    tab = context.new_page()
+    for name in ("book/intro", "book/playground"):
+        tab.goto(f"{name}.html")
+        assert tab.locator("figure.playground img").is_visible()
+        assert tab.locator("figure.playground canvas").count() == 0
+    context.close()
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_the_first_page_moves_only_for_those_who_like_it(browser, address, motion):
+    context = browser.new_context(reduced_motion=motion, base_url=address)
+    tab = context.new_page()
+    tab.goto("book/intro.html")
+    tab.wait_for_selector("[data-playground=hero][data-ready]")
+    seen = "() => document.querySelector('figure.playground canvas').toDataURL()"
+    first = tab.evaluate(seen)
+    if motion == "reduce":
+        tab.wait_for_timeout(300)
+        assert tab.evaluate(seen) == first
+    else:
+        tab.wait_for_function(f"first => ({seen})() != first", arg=first)
+        tab.locator("figure.playground button").click()
+        rest = tab.evaluate(seen)
+        tab.wait_for_timeout(300)
+        assert tab.evaluate(seen) == rest
+    context.close()
+
+
+def test_playgrounds_are_light(site):
+    folder = site / "_static" / "playground"
+    scripts = sum(path.stat().st_size for path in folder.glob("*.js"))
+    for name in playgrounds.PLAYGROUNDS:
+        stored = sum((folder / f"{name}{end}").stat().st_size for end in (".json", ".webp"))
+        assert scripts + stored < 150_000
 
 
 # --- the files ----------------------------------------------------------------------------------

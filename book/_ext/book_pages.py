@@ -18,7 +18,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
 
-from machinery import benchmarking, claims
+from machinery import benchmarking, claims, playgrounds
 from machinery.chapters import BOOK, Chapter, all_chapters
 from machinery.store import Record
 
@@ -61,6 +61,17 @@ class Benchmarks(SphinxDirective):
         self.env.note_dependency(kept.relative_to(self.env.srcdir).as_posix())
         lines = benchmarking.page()
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
+
+
+class Playground(SphinxDirective):
+    """A figure that a reader can touch, by its name."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """The figure's HTML."""
+        static = "../" * self.env.docname.count("/") + "_static"
+        return [nodes.raw("", playgrounds.html(self.arguments[0], static), format="html")]
 
 
 def sentence_lines(chapters: list[Chapter]) -> list[str]:
@@ -264,6 +275,13 @@ def tidy_page(
     context["script_files"] = [file for file in context["script_files"] if not is_thebe(file)]
 
 
+def export_playgrounds(app: Sphinx, error: Exception | None) -> None:
+    """Write what the playgrounds need beside their scripts."""
+    folder = Path(app.outdir) / "_static" / "playground"
+    if error is None and app.builder.format == "html":
+        playgrounds.export(folder)
+
+
 def name_toggles(app: Sphinx, error: Exception | None) -> None:
     """Give the toggles of the sidebar a name, which screen readers announce."""
     toggle = '<summary><span class="toctree-toggle"'
@@ -282,6 +300,7 @@ def is_thebe(script: Any) -> bool:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
     app.add_directive("benchmarks", Benchmarks)
+    app.add_directive("playground", Playground)
     app.add_directive("scoreboard", Scoreboard)
     app.add_transform(NumberedLinks)
     app.add_transform(Exercises)
@@ -291,6 +310,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-page-context", tidy_page)
     app.connect("autodoc-process-docstring", tidy_docstring)
     app.connect("build-finished", name_toggles)
+    app.connect("build-finished", export_playgrounds)
     # Whoever sets REPOSITORY expects new links: a rebuild value makes Sphinx write all pages again.
     app.add_config_value("repository_of_the_book", os.environ.get("REPOSITORY", ""), "html")
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

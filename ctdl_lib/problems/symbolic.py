@@ -1,11 +1,13 @@
 """The deterministic problems of `vehicles` in CasADi symbols, for direct transcription."""
 
-import casadi as ca
 import numpy as np
 
 from ..contracts import guard
+from ..extras import needed
 from ..references.transcription import Symbol, SymbolicProblem
 from .vehicles import Corridor, Quadcopter
+
+ca = needed("casadi", "control")
 
 
 def quadcopter(problem: Quadcopter) -> SymbolicProblem:

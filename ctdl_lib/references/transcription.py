@@ -4,13 +4,15 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import casadi as ca
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..contracts import guard
+from ..extras import needed
+
+ca = needed("casadi", "control")
 
 QUIET = {"ipopt.print_level": 0, "print_time": False, "ipopt.sb": "yes"}
 

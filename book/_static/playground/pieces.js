@@ -1,0 +1,213 @@
+// The library's pieces that the playgrounds need. A test compares each with `ctdl_lib`.
+
+/** The arrays of a network by their names, from what `playgrounds.export` wrote. */
+export function arrays(stored) {
+  const found = {};
+  for (const [name, text] of Object.entries(stored)) {
+    const bytes = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+    found[name] = Float64Array.from(new Float32Array(bytes.buffer));
+  }
+  return found;
+}
+
+/** A x + b, where A has as many rows as b has entries and is stored row by row. */
+function affine(A, x, b) {
+  const n = x.length;
+  return b.map((value, i) => {
+    for (let j = 0; j < n; j++) value += A[i * n + j] * x[j];
+    return value;
+  });
+}
+
+/** Aᵀ y for A with y.length rows. */
+function transposed(A, y) {
+  const n = A.length / y.length, found = new Float64Array(n);
+  for (let i = 0; i < y.length; i++)
+    for (let j = 0; j < n; j++) found[j] += A[i * n + j] * y[i];
+  return found;
+}
+
+const logCosh = a => Math.abs(a) + Math.log1p(Math.exp(-2 * Math.abs(a)));  // log(2 cosh a)
+const sigmoid = a => 1 / (1 + Math.exp(-a));
+
+/**
+ * The potential wᵀN(s) + ½‖As‖² + bᵀs + c with s = (x, t): a function of t and x that returns
+ * its value, dt, dx and laplacian. It is `ctdl_lib.potentials.ResNetPotential`.
+ */
+export function potential(stored) {
+  const {K0, b0, K, b, w, A, linear, constant} = arrays(stored);
+  const width = w.length, layers = b.length / width, h = 1 / Math.max(layers, 1);
+  const inputs = linear.length, d = inputs - 1;
+  const matrix = i => K.subarray(i * width * width, (i + 1) * width * width);
+
+  return (t, x) => {
+    const s = Float64Array.of(...x, t), slopes = [];
+    let u = affine(K0, s, b0);
+    slopes.push(u.map(Math.tanh));
+    u = u.map(logCosh);
+    for (let i = 0; i < layers; i++) {
+      const a = affine(matrix(i), u, b.subarray(i * width, (i + 1) * width));
+      slopes.push(a.map(Math.tanh));
+      u = u.map((value, k) => value + h * logCosh(a[k]));
+    }
+
+    const z = Array(layers + 1), y = Array(layers + 1);
+    for (let i = layers; i >= 0; i--) {
+      z[i] = i == layers ? w : transposed(matrix(i), y[i + 1]).map((v, k) => z[i + 1][k] + h * v);
+      y[i] = z[i].map((value, k) => value * slopes[i][k]);
+    }
+    const As = affine(A, s, new Float64Array(A.length / inputs));
+    const inner = transposed(K0, y[0]), outer = transposed(A, As);
+    const gradient = inner.map((value, k) => value + outer[k] + linear[k]);
+
+    let laplacian = 0;
+    for (let j = 0; j < d; j++) {
+      for (let r = 0; r < As.length; r++) laplacian += A[r * inputs + j] ** 2;
+      let J = Float64Array.from(w, (_, k) => K0[k * inputs + j]);
+      for (let i = 0; i <= layers; i++) {
+        const KJ = i ? affine(matrix(i - 1), J, new Float64Array(width)) : J, scale = i ? h : 1;
+        const before = i ? J : new Float64Array(width);
+        for (let k = 0; k < width; k++)
+          laplacian += scale * (1 - slopes[i][k] ** 2) * z[i][k] * KJ[k] ** 2;
+        J = before.map((value, k) => value + scale * slopes[i][k] * KJ[k]);
+      }
+    }
+
+    let value = constant[0];
+    for (let k = 0; k < width; k++) value += w[k] * u[k];
+    for (const entry of As) value += entry ** 2 / 2;
+    for (let k = 0; k < inputs; k++) value += linear[k] * s[k];
+    return {value, dt: gradient[d], dx: gradient.subarray(0, d), laplacian};
+  };
+}
+
+/** The velocity of `ctdl_lib.networks.ConcatSquash` with tanh, a function of t and x. */
+export function concatSquash(stored) {
+  const all = arrays(stored), layers = Object.keys(all).length / 5;
+  return (t, x) => {
+    for (let i = 0; i < layers; i++) {
+      const [W, b, a, c, e] = ["W", "b", "a", "c", "e"].map(name => all[`${name}.${i}`]);
+      x = affine(W, x, b).map((value, k) => value * sigmoid(a[k] * t + c[k]) + e[k] * t);
+      if (i < layers - 1) x = x.map(Math.tanh);
+    }
+    return x;
+  };
+}
+
+/** The velocity of a stored flow. */
+export function velocity(flow) {
+  if (flow.kind == "ConcatSquash") return concatSquash(flow.weights);
+  const phi = potential(flow.weights);
+  return (t, x) => phi(t, x).dx.map(value => -value);
+}
+
+/** The points of `steps` equal Runge–Kutta steps of order four for ẋ = f(t, x), with the start. */
+export function rk4(f, x, t0, t1, steps) {
+  const h = (t1 - t0) / steps, path = [Float64Array.from(x)];
+  const moved = (k, share) => path.at(-1).map((value, i) => value + share * h * k[i]);
+  for (let n = 0; n < steps; n++) {
+    const t = t0 + n * h, k1 = f(t, path.at(-1));
+    const k2 = f(t + h / 2, moved(k1, 1 / 2)), k3 = f(t + h / 2, moved(k2, 1 / 2));
+    const k4 = f(t + h, moved(k3, 1));
+    path.push(moved(k1.map((value, i) => (value + 2 * k2[i] + 2 * k3[i] + k4[i]) / 6), 1));
+  }
+  return path;
+}
+
+/** Standard normal numbers, two at a time, that are the same in each browser (mulberry32). */
+export function normals(seed) {
+  const uniform = () => {
+    seed = (seed + 0x6d2b79f5) | 0;
+    let a = Math.imul(seed ^ (seed >>> 15), 1 | seed);
+    a = (a + Math.imul(a ^ (a >>> 7), 61 | a)) ^ a;
+    return ((a ^ (a >>> 14)) >>> 0) / 4294967296;
+  };
+  return () => {
+    const radius = Math.sqrt(-2 * Math.log(1 - uniform())), angle = 2 * Math.PI * uniform();
+    return [radius * Math.cos(angle), radius * Math.sin(angle)];
+  };
+}
+
+/** The rate β(t), a(t) and s(t)² of `ctdl_lib.generative.Schedule`. */
+export const schedule = {
+  beta: t => 0.1 + 19.9 * t,
+  a: t => Math.exp(-0.5 * t * (0.1 + 9.95 * t)),
+  variance: t => -Math.expm1(-t * (0.1 + 9.95 * t)),
+};
+
+/** The score ∇log p_t of an equal mixture of N(m, v I) at t = 0, a function of t and x. */
+export function mixtureScore(means, v) {
+  return (t, x) => {
+    const a = schedule.a(t), spread = a * a * v + schedule.variance(t);
+    const logs = means.map(m => -((x[0] - a * m[0]) ** 2 + (x[1] - a * m[1]) ** 2) / (2 * spread));
+    const most = Math.max(...logs), weights = logs.map(log => Math.exp(log - most));
+    const sum = weights.reduce((p, q) => p + q);
+    return [0, 1].map(i => weights.reduce((p, w, k) => p + w * (a * means[k][i] - x[i]), 0) / (sum * spread));
+  };
+}
+
+/**
+ * The states at `times` (from 1 down to 0) of dX = −β(½X + cS)dt + √(2c − 1)√β dW̄ by Euler's method:
+ * c = 1 is the reverse SDE, c = ½ the equation of the probability flow. The last state is
+ * E[X(0) | X(t)] = (X + s²S)/a.
+ */
+export function denoise(score, x, times, c, noise) {
+  const path = [Float64Array.from(x)];
+  for (let k = 0; k + 1 < times.length; k++) {
+    const t = times[k], at = path.at(-1), S = score(t, at), h = schedule.beta(t) * (t - times[k + 1]);
+    const eta = c == 1 ? noise() : [0, 0];
+    path.push(k + 2 == times.length
+      ? at.map((value, i) => (value + schedule.variance(t) * S[i]) / schedule.a(t))
+      : at.map((value, i) => value + h * (value / 2 + c * S[i]) + Math.sqrt(h) * eta[i]));
+  }
+  return path;
+}
+
+// Dormand and Prince's pair of orders five and four: stages, and the weights of the error.
+const NODES = [0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1];
+const STAGES = [
+  [], [1 / 5], [3 / 40, 9 / 40], [44 / 45, -56 / 15, 32 / 9],
+  [19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729],
+  [9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656],
+  [35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84],
+];
+const ERROR = [71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40];
+
+/**
+ * Adaptive steps for ẋ = f(t, x) from t0 to t1 with relative and absolute tolerance `tol`:
+ * {accepted: [{t, x}], rejected: [{t, x}], evaluations}. A step is accepted if its error is at
+ * most one, as the root of the mean square over the entries, in units of tol (1 + |x|).
+ */
+export function dormandPrince(f, x, t0, t1, tol, first = 0.01, most = 20000) {
+  const accepted = [{t: t0, x: Float64Array.from(x)}], rejected = [];
+  let h = first, k1 = f(t0, x), evaluations = 1;
+  while (accepted.at(-1).t < t1 && accepted.length + rejected.length < most) {
+    const {t, x} = accepted.at(-1), last = t + h >= t1, step = last ? t1 - t : h;
+    const k = [k1], sum = row => x.map((value, i) =>
+      value + step * row.reduce((total, weight, j) => total + weight * k[j][i], 0));
+    for (let i = 1; i < 7; i++) k.push(f(t + NODES[i] * step, sum(STAGES[i])));
+    evaluations += 6;
+    const end = sum(STAGES[6]);
+    const parts = end.map((value, i) =>
+      step * ERROR.reduce((total, weight, j) => total + weight * k[j][i], 0) /
+      (tol * (1 + Math.max(Math.abs(x[i]), Math.abs(value)))));
+    const error = Math.sqrt(parts.reduce((total, part) => total + part * part, 0) / parts.length);
+    const reached = {t: last ? t1 : t + step, x: end};
+    if (error <= 1) {
+      accepted.push(reached);
+      k1 = k[6];
+    } else rejected.push(reached);
+    h = step * Math.min(5, Math.max(0.2, 0.9 * Math.max(error, 1e-10) ** -0.2));
+  }
+  return {accepted, rejected, evaluations};
+}
+
+/** The points of equal steps of Euler's method. */
+export function euler(f, x, t0, t1, steps) {
+  const h = (t1 - t0) / steps, path = [Float64Array.from(x)];
+  for (let n = 0; n < steps; n++) {
+    const slope = f(t0 + n * h, path.at(-1));
+    path.push(path.at(-1).map((value, i) => value + h * slope[i]));
+  }
+  return path;
+}

@@ -1,0 +1,55 @@
+// An adaptive solver on van der Pol's equation: which steps it takes, and which it takes back.
+import {dormandPrince, rk4} from "./pieces.js";
+import {Stage, parts} from "./stage.js";
+
+const TIME = 20, REACH = 2.6, START = [0.5, 0.3];
+
+export function start(figure) {
+  const {canvas, tolerance, stiffness, says} = parts(figure);
+  const shown = name => figure.querySelector(`[data-part=${name}-shown]`);
+  let from = START, found = null, dense = [];
+
+  const stage = new Stage(canvas, REACH, stage => {
+    if (!found) return;
+    const {path, end, ink} = stage.colors;
+    stage.line(dense, path, 1, 0.6);
+    for (const {x} of found.rejected) {
+      stage.line([[x[0] - 0.05, x[1] - 0.05], [x[0] + 0.05, x[1] + 0.05]], ink, 1);
+      stage.line([[x[0] - 0.05, x[1] + 0.05], [x[0] + 0.05, x[1] - 0.05]], ink, 1);
+    }
+    for (const {x} of found.accepted) stage.disc(x, 2.5, end);
+    stage.disc(from, 4, ink);
+  });
+
+  function solve() {
+    const mu = +stiffness.value, tol = 10 ** -tolerance.value;
+    const f = (t, x) => Float64Array.of(mu * (x[0] - x[0] ** 3 / 3 - x[1]), x[0] / mu);
+    const exact = dormandPrince(f, Float64Array.from(from), 0, TIME, 1e-10);
+    dense = exact.accepted.map(step => step.x);
+    found = dormandPrince(f, Float64Array.from(from), 0, TIME, tol);
+    const off = x => Math.hypot(x[0] - dense.at(-1)[0], x[1] - dense.at(-1)[1]);
+    const equal = Math.max(1, Math.round(found.evaluations / 4));
+    const fixed = off(rk4(f, from, 0, TIME, equal).at(-1));
+    const error = off(found.accepted.at(-1).x);
+    const sizes = found.accepted.slice(1).map((step, k) => step.t - found.accepted[k].t);
+    shown("tolerance").textContent = `1e-${tolerance.value}`;
+    shown("stiffness").textContent = mu;
+    const small = value => Number.isFinite(value) ? value.toExponential(0) : "not finite";
+    says.textContent = `${sizes.length} steps accepted, ${found.rejected.length} taken back, ${found.evaluations} ` +
+      `evaluations. Steps from ${Math.min(...sizes).toFixed(3)} to ${Math.max(...sizes).toFixed(2)}. ` +
+      `Error at the end: ${small(error)}; by equal Runge–Kutta steps with as many evaluations: ${small(fixed)}.`;
+    stage.paint();
+  }
+
+  const place = point => { from = point; solve(); };
+  canvas.addEventListener("pointerdown", event => place(stage.under(event)));
+  canvas.addEventListener("keydown", event => {
+    const moves = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1]};
+    if (!(event.key in moves)) return;
+    event.preventDefault();
+    const bounded = value => Math.max(-REACH, Math.min(REACH, value));
+    place(from.map((value, i) => bounded(value + 0.1 * moves[event.key][i])));
+  });
+  for (const input of [tolerance, stiffness]) input.addEventListener("input", solve);
+  solve();
+}

@@ -1,0 +1,303 @@
+"""The playgrounds: their HTML, and the weights and still pictures that a build writes for them.
+
+Their scripts lie in `_static/playground`. Without scripts, or where the pages are opened as files,
+a reader sees the still picture.
+"""
+
+import base64
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ctdl_lib.dynamics import integrate
+from ctdl_lib.generative import Flow
+from ctdl_lib.networks import ConcatSquash
+from ctdl_lib.potentials import ResNetPotential
+from ctdl_lib.problems.densities import TOYS
+
+from . import plotting
+from .chapters import BOOK
+
+REACH = 4.6  # the half side of the square that shows flows, as in the scripts
+FLOWS = {"OT-Flow": "race-OT-Flow-10", "FFJORD": "race-FFJORD-10"}  # of nearly equal likelihood
+STORED = BOOK / "results" / "07_ot_flow"
+DATA = TOYS["8gaussians"]
+
+
+# HTML -------------------------------------------------------------------------------------------
+
+
+def slider(
+    name: str, label: str, low: float, high: float, value: float, shown: str, step: float = 1
+) -> str:
+    """A slider with its label and the place where a script shows its value."""
+    bounds = f'min="{low}" max="{high}" step="{step}" value="{value}"'
+    output = f'<output data-part="{name}-shown">{shown}</output>'
+    return f'<label>{label} <input data-part="{name}" type="range" {bounds}> {output}</label>'
+
+
+def choice(name: str, label: str, options: dict[str, str]) -> str:
+    """A list to choose from, of the values that a script reads and their texts."""
+    items = "".join(f'<option value="{value}">{text}</option>' for value, text in options.items())
+    return f'<label>{label} <select data-part="{name}">{items}</select></label>'
+
+
+def button(name: str, label: str) -> str:
+    """A button."""
+    return f'<button type="button" data-part="{name}">{label}</button>'
+
+
+def plane(name: str, label: str, *, touched: bool = False) -> str:
+    """A canvas, which is a picture or can be touched, with what screen readers say of it."""
+    role = 'tabindex="0" role="application"' if touched else 'role="img"'
+    return f'<canvas data-part="{name}" {role} aria-label="{label}"></canvas>'
+
+
+SHARE = slider("time", "Share of the way", 0, 100, 100, "1.00")
+
+
+@dataclass(frozen=True)
+class Playground:
+    """A playground: its controls, its planes, its texts, the flows it needs, its still picture."""
+
+    controls: tuple[str, ...]
+    planes: tuple[str, ...]
+    alt: str
+    caption: str
+    draw: Callable[[], None]
+    flows: tuple[str, ...] = ()
+
+
+def html(name: str, static: str) -> str:
+    """The figure of a playground, on a page from which `static` leads to the folder _static."""
+    ground, folder = PLAYGROUNDS[name], f"{static}/playground"
+    return (
+        f'<figure class="playground" data-playground="{name}"'
+        f' data-weights="{folder}/{name}.json">\n'
+        f'<img src="{folder}/{name}.webp" alt="{ground.alt}">\n'
+        f'<template><div class="controls">{" ".join(ground.controls)}</div>\n'
+        f'<div class="planes">{"".join(ground.planes)}</div>\n'
+        '<p data-part="says" role="status"></p></template>\n'
+        f"<figcaption><p>{ground.caption}</p></figcaption>\n</figure>\n"
+        f'<script type="module" src="{folder}/playground.js"></script>'
+    )
+
+
+# what a build writes ----------------------------------------------------------------------------
+
+
+def velocity_of(name: str) -> ResNetPotential | ConcatSquash:
+    """The potential or the network of a flow, with its stored weights."""
+    net = ResNetPotential(2) if name == "OT-Flow" else ConcatSquash(2, width=64, hidden=3)
+    stored = load_file(STORED / f"{FLOWS[name]}.safetensors")
+    kept = {key: value for key, value in stored.items() if key.startswith("velocity.")}
+    net.load_state_dict({key.removeprefix("velocity."): value for key, value in kept.items()})
+    return net.requires_grad_(False)
+
+
+def encoded(x: Tensor) -> str:
+    """The entries of a tensor as float32, in base64."""
+    return base64.b64encode(x.detach().float().contiguous().numpy().tobytes()).decode()
+
+
+def known(flows: tuple[str, ...]) -> dict[str, Any]:
+    """What a playground of trained flows needs: their weights, and 400 points of the data."""
+    nets = {name: velocity_of(name) for name in flows}
+    return {
+        "flows": {
+            name: {
+                "kind": type(net).__name__,
+                "weights": {key: encoded(value) for key, value in net.state_dict().items()},
+            }
+            for name, net in nets.items()
+        },
+        "data": [[round(float(v), 3) for v in row] for row in sample(400)] if flows else [],
+    }
+
+
+def export(folder: Path) -> None:
+    """Write what each playground needs to know, and its still picture."""
+    plotting.use_style()
+    for name, ground in PLAYGROUNDS.items():
+        (folder / f"{name}.json").write_text(json.dumps(known(ground.flows)), "utf-8")
+        ground.draw()
+        plt.savefig(folder / f"{name}.webp", dpi=100)
+        plt.close()
+
+
+# still pictures ---------------------------------------------------------------------------------
+
+
+def sample(n: int) -> Tensor:
+    """Points of the data, the same at each call."""
+    return DATA.sample(n, torch.Generator().manual_seed(0))
+
+
+def squares(n: int, reach: float = REACH) -> list[Axes]:
+    """Axes of n squares of the plane side by side."""
+    fig, axes = plt.subplots(1, n, figsize=(min(4.8 * n, 8.6), 4.8 if n == 1 else 8.6 / n))
+    for ax in fig.axes:
+        ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
+    return list(np.atleast_1d(axes))
+
+
+def draw_flow(ax: Axes, name: str, x: Tensor, starts: str, ends: str) -> None:
+    """Draw the paths of data to the normal law by one flow."""
+    flow = Flow(velocity_of(name), 2, solver={"steps": 32}, standardize=False)
+    path = flow(x, save_at=torch.linspace(0, 1, 33))
+    ax.plot(*path.permute(2, 0, 1), c=plotting.COLORS[0], lw=0.7, alpha=0.6)
+    ax.plot(*path[0].T, "o", ms=3, c=starts)
+    ax.plot(*path[-1].T, ".", ms=3, c=ends)
+
+
+def draw_hero() -> None:
+    """Draw the paths of OT-Flow."""
+    draw_flow(squares(1)[0], "OT-Flow", sample(240), plotting.COLORS[1], "black")
+
+
+def draw_flows() -> None:
+    """Draw the paths of both flows."""
+    for ax, name in zip(squares(2), FLOWS, strict=True):
+        draw_flow(ax, name, sample(40), "black", plotting.COLORS[1])
+        ax.set_xlabel(name)
+
+
+def draw_score() -> None:
+    """Draw noise and data."""
+    noise = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+    for ax, x, name in zip(squares(2), (noise, sample(300)), ("noise", "data"), strict=True):
+        ax.plot(*x.T, ".", c=plotting.COLORS[1])
+        ax.set_xlabel(name)
+
+
+def draw_solver() -> None:
+    """Draw a path of van der Pol's equation, at times that are equally spaced."""
+    f = lambda t, x: torch.stack([5 * (x[:, 0] - x[:, 0] ** 3 / 3 - x[:, 1]), x[:, 0] / 5], 1)  # noqa: E731
+    times = torch.linspace(0, 20, 400)
+    path = integrate(f, torch.tensor([[0.5, 0.3]]), 0.0, 20.0, tol=1e-6, save_at=times)
+    squares(1, 2.6)[0].plot(*path[:, 0].T, ".-", c=plotting.COLORS[0], lw=0.7)
+
+
+def draw_stable() -> None:
+    """Draw two rings, after 40 layers of Euler's method, and after 40 steps back."""
+    angle = torch.linspace(0, 2 * math.pi, 60)
+    ring = torch.stack([angle.cos(), angle.sin()], 1)
+    x = torch.cat([0.5 * ring, 1.5 * ring])
+    K = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+    for ax, (name, h) in zip(
+        squares(3, 3.0), {"before": 0.0, "after": 0.2, "back": -0.2}.items(), strict=True
+    ):
+        for _ in range(40):
+            x = x + h * torch.tanh(x @ K.T)
+        ax.plot(*x[:60].T, ".", c=plotting.COLORS[1])
+        ax.plot(*x[60:].T, ".", c=plotting.COLORS[0])
+        ax.set_xlabel(name)
+
+
+PLAYGROUNDS = {
+    "hero": Playground(
+        (),
+        (
+            plane(
+                "canvas", "Points move from a round cloud to eight spots, on nearly straight paths."
+            ),
+            '<p class="controls"><button type="button" aria-pressed="false">Play</button></p>',
+        ),
+        "Paths of 240 points from a round cloud to eight spots on a circle, nearly straight.",
+        "A learned potential Φ moves points along ẋ = −∇Φ(t, x), from the normal law at t = 1 to"
+        " the data at t = 0. Circles: one and two standard deviations.",
+        draw_hero,
+        ("OT-Flow",),
+    ),
+    "stable": Playground(
+        (
+            slider("real", "Real part", -1, 1, 0, "0.00", 0.05),
+            slider("imaginary", "Imaginary part", 0, 2, 1, "1.00", 0.05),
+            slider("step", "Step h", 0.02, 0.5, 0.2, "0.20", 0.02),
+            choice("scheme", "Scheme", {"euler": "Euler", "rk4": "Runge–Kutta"}),
+        ),
+        (
+            plane("before", "Two rings of points, before the layers."),
+            plane("middle", "The same points after forty layers."),
+            plane("after", "The same points after forty steps back."),
+        ),
+        "Two rings, the same after forty layers, wider, and after forty steps back, wider still.",
+        "Left: the features. Middle: after forty layers u + hσ(Ku). Right: after forty steps back.",
+        draw_stable,
+    ),
+    "solver": Playground(
+        (
+            slider("tolerance", "Tolerance", 1, 8, 4, "1e-4"),
+            slider("stiffness", "μ", 1, 20, 5, "5"),
+        ),
+        (
+            plane(
+                "canvas",
+                "A closed curve with the steps of the solver. Click, or use the arrow keys, to move"
+                " the start.",
+                touched=True,
+            ),
+        ),
+        "A path that runs into a closed curve, with slow and fast parts.",
+        "Van der Pol’s equation ẋ₁ = μ(x₁ − x₁³/3 − x₂), ẋ₂ = x₁/μ until t = 20. Dots: accepted"
+        " steps. Crosses: steps taken back. Large dot: the start.",
+        draw_solver,
+    ),
+    "flow": Playground(
+        (
+            choice("model", "Flow", {name: name for name in FLOWS}),
+            choice(
+                "way",
+                "Direction",
+                {"forward": "data to normal law", "backward": "normal law to data"},
+            ),
+            slider("steps", "Runge–Kutta steps", 1, 16, 8, "8"),
+            SHARE,
+            button("play", "Play"),
+            button("drop", "Drop 40 points"),
+            button("clear", "Clear"),
+        ),
+        (
+            plane(
+                "canvas",
+                "The plane. Click to drop a point, or move a cursor by the arrow keys and drop one"
+                " by Enter.",
+                touched=True,
+            ),
+        ),
+        "Two panels with the paths of 40 data points to the normal law. On the left, by OT-Flow,"
+        " they are nearly straight; on the right, by FFJORD, many are bent.",
+        "Two flows that explain eight Gaussians nearly equally well. Large dots: where a point"
+        " starts, and where it is. Grey: the data, or one to three standard deviations of the"
+        " normal law.",
+        draw_flows,
+        tuple(FLOWS),
+    ),
+    "score": Playground(
+        (
+            slider("steps", "Steps", 2, 100, 8, "8"),
+            choice("grid", "Times", {"t": "even in t", "root": "even in √t"}),
+            SHARE,
+            button("play", "Play"),
+            button("renew", "Other noise"),
+        ),
+        (
+            plane("sde", "Points that follow the reverse SDE, and where the data are."),
+            plane("ode", "Points that follow the probability flow, and where the data are."),
+        ),
+        "On the left a round cloud of points, on the right eight spots on a circle.",
+        "Left: the reverse SDE. Right: the probability flow. Both start from the same noise. Grey:"
+        " three standard deviations around each Gaussian.",
+        draw_score,
+    ),
+}

@@ -1,0 +1,111 @@
+"""The wheel holds the library alone, needs little, and says its version once."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import ctdl_lib
+from ctdl_lib.extras import needed
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+# Imports every module of the library, where only its own requirements can be found, and uses it.
+ALONE = """
+import importlib.machinery, pkgutil, sys
+
+class Without(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        hidden = name.split(".")[0] in {missing!r}
+        return None if hidden else super().find_spec(name, path, target)
+
+sys.meta_path = [Without if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
+sys.path.insert(0, {place!r})
+import ctdl_lib
+assert ctdl_lib.__file__.startswith({place!r}), ctdl_lib.__file__
+for info in pkgutil.walk_packages(ctdl_lib.__path__, "ctdl_lib."):
+    try:
+        importlib.import_module(info.name)
+    except ModuleNotFoundError as error:
+        print(info.name, error, sep=": ")
+
+import torch
+from ctdl_lib.generative import Flow
+from ctdl_lib.learning import train
+from ctdl_lib.potentials import ResNetPotential
+
+x = torch.randn(50, 2)
+flow = Flow(ResNetPotential(2, width=4), 2, solver=dict(steps=2)).standardize(x)
+loss = lambda flow, x: flow.objective(x, steps=2, likelihood=1.0, hjb=1.0)
+assert len(list(train(flow, loss, lambda k: x, steps=2, lr=0.01))) == 2
+assert flow.log_prob(x).isfinite().all()
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the library, built from a copy of what it needs."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "ctdl_lib", source / "ctdl_lib")
+    (source / "book").mkdir()  # beside the library lies what is no part of it
+    (source / "book" / "machinery.py").touch()
+    how = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    command = [sys.executable, "-m", "pip", "wheel", *how, "--wheel-dir", source, source]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (found,) = source.glob("*.whl")
+    return found
+
+
+def test_the_wheel_holds_the_library_alone_and_says_that_it_is_typed(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ctdl_lib").rglob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == modules
+    assert "ctdl_lib/py.typed" in names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"ctdl_lib"}
+
+
+def test_the_library_works_with_its_own_requirements_alone(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    others = [name for extra in ("control", "data", "book") for name in EXTRAS[extra]]
+    missing = {re.split(r"[<>=\[]", name)[0].replace("-", "_") for name in others} - {"ctdl_lib"}
+    missing |= {"sklearn", "skfem", "machinery", "experiments"}
+    code = ALONE.format(missing=missing, place=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    says = "casadi is needed here: pip install casadi, or 'ctdl_lib[control]'"
+    wanting = ("ctdl_lib.problems.symbolic", "ctdl_lib.references.transcription")
+    assert done.stdout.splitlines() == [f"{name}: {says}" for name in wanting]
+
+
+def test_a_missing_extra_is_named_and_a_missing_part_of_it_is_not_hidden(tmp_path, monkeypatch):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install absent, or 'ctdl_lib\[data\]'"):
+        needed("absent.part", "data")
+    (tmp_path / "present.py").write_text("import absent_too")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="No module named 'absent_too'"):
+        needed("present", "data")
+
+
+def test_the_version_is_the_same_everywhere():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
+    assert ctdl_lib.__version__ == PROJECT["version"] == cited
+
+
+def test_every_requirement_is_pinned():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
+    groups = [PROJECT["dependencies"], *EXTRAS.values()]
+    for name in {re.split(r"[<>=\[]", entry)[0] for group in groups for entry in group}:
+        assert name == "ctdl_lib" or name.lower().replace("_", "-") in pinned, name
