@@ -1,6 +1,6 @@
 """What the lecture on optimal control draws, loaded or computed by one call."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from ctdl_lib.problems.classification import ellipses
 from machinery import claims, plotting
 from machinery.store import Run, Store, results_folder
 
-from . import bits, evidence, pontryagin, principle, race, solvers, sweeps
+from . import bits, evidence, pontryagin, principle, solvers, sweeps
 
 SENTENCES = (
     "control.pmp.gap",
@@ -34,16 +34,10 @@ class Results:
 
     checks: list[dict[str, principle.Judged]]
     linear: list[principle.Limit]
-    steps: dict[str, list[principle.Steps]]
     sweeps: dict[str, Any]
     bits: dict[str, list[float]]
-    race: dict[str, Any]
     seed: int
     quick: bool
-
-    def stage_table(self) -> str:
-        """Objective and gap at all stages, as a Markdown table."""
-        return evidence.stage_table(self.checks)
 
 
 def results(run: Run, seed: int = 0) -> Results:
@@ -56,10 +50,8 @@ def results(run: Run, seed: int = 0) -> Results:
     return Results(
         checks=principle.checks(store, seeds),
         linear=principle.limits(store, "linear", seeds),
-        steps=principle.step_sizes(store, seeds),
         sweeps=sweeps.races(store, seeds),
         bits=bits.accuracies(store, seeds),
-        race=race.races(store, [seed + s for s in race.SEEDS[:few]]),
         seed=seeds[0],
         quick=few is not None,
     )
@@ -76,6 +68,25 @@ def trained(seed: int, iterations: int) -> tuple[pontryagin.TrainingProblem, Ten
     problem = principle.pose(pontryagin.tanh_layer, seed, 16, 5.0)
     start = principle.noise(seed, 1).repeat(16, 1, 1)
     return problem, solvers.solve(problem, start, iterations=iterations)
+
+
+def gap_table(problem: pontryagin.TrainingProblem, weights: Mapping[str, Tensor], seed: int) -> str:
+    """The objectives and gaps of some controls, as a Markdown table."""
+    lines = ["| weights | J | gap |", "|---|---:|---:|"]
+    for name, theta in weights.items():
+        found = principle.judge(problem, theta, seed)
+        lines.append(f"| {name} | {found.J:.2f} | {found.gap:.2f} |")
+    return "\n".join(lines)
+
+
+def damping_table(runs: Mapping[float, Sequence[float]]) -> str:
+    """The first, largest and last objective of sweeps with each damping, as a Markdown table."""
+    lines = ["| δ | objective at first | largest of eight sweeps | last |"]
+    lines.append("|---:|---:|---:|---:|")
+    for damping, losses in runs.items():
+        cells = losses[0], max(losses[1:]), losses[-1]
+        lines.append(f"| {damping:g} | " + " | ".join(f"{J:.1f}" for J in cells) + " |")
+    return "\n".join(lines)
 
 
 def draw_panels(found: Results) -> None:
@@ -185,32 +196,3 @@ def draw_bits(found: Results) -> None:
         ax.plot([k] * len(values), values, plotting.MARKERS[k], color=plotting.COLORS[k])
     ax.set_xticks(range(len(bits.KINDS)), [names.get(kind, kind) for kind in bits.KINDS])
     ax.set(ylabel="accuracy in %", xlim=(-0.5, len(bits.KINDS) - 0.5))
-
-
-def draw_race(found: Results) -> None:
-    """Draw the median loss against work: the optimisers, and the readout free or eliminated."""
-    _, (left, right) = plt.subplots(1, 2, figsize=(8.8, 3.6), sharey=True)
-    curves = found.race["curves"]
-    for k, method in enumerate(race.JOINT):
-        band(left, curves[method], plotting.COLORS[k], method)
-    pairs = (("L-BFGS", 2), ("L-BFGS, projected", 4), ("Gauss–Newton", 3))
-    for method, k in (*pairs, ("Gauss–Newton, projected", 1)):
-        band(right, curves[method], plotting.COLORS[k], method)
-    for ax in (left, right):
-        ax.set(xlabel="propagations", xscale="log", yscale="log")
-        ax.legend(fontsize=7)
-    left.set_ylabel("least loss so far")
-
-
-def draw_steps(found: Results) -> None:
-    """Draw learned step sizes, and the Hamiltonians with equal and with learned steps."""
-    _, (left, right) = plt.subplots(1, 2, figsize=(7.6, 2.7))
-    row = found.steps["tanh"][0]
-    layers = range(1, len(row.h) + 1)
-    left.bar(list(layers), row.h, color=plotting.COLORS[0])
-    left.axhline(5 / len(row.h), color="black", lw=0.8)
-    left.set(xlabel="layer", ylabel="learned $h_k$", xticks=list(layers))
-    for name, judged in (("equal steps", row.equal), ("learned steps", row.onwards)):
-        right.plot(list(layers), judged.H, "o-", label=name)
-    right.set(xlabel="layer", ylabel="$H_k$", xticks=list(layers))
-    right.legend(fontsize=7)

@@ -1,17 +1,20 @@
 """What the lecture on stable architectures draws, loaded or computed by one call."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from ctdl_lib import metrics
+from ctdl_lib.networks.resnets import ResNet
+from ctdl_lib.problems.classification import Samples
 from machinery import claims, plotting
-from machinery.store import Run, Store, device_of, results_folder
+from machinery.store import Run, Store, results_folder
 
-from . import attacks, evidence, growth, images, multilevel, reversal
+from . import attacks, evidence, growth, multilevel, reversal
 
 STARTS = torch.tensor([[0.1, 0.1], [-0.1, 0.1], [-0.1, -0.1]], dtype=torch.float64)
 SENTENCES = (
@@ -30,32 +33,21 @@ class Results:
     """What the chapter has trained and searched, over all seeds."""
 
     worst: dict[str, list[float]]
-    trips: dict[str, list[list[float]]]
     attacks: dict[str, dict[str, Any]]
     races: list[multilevel.Race]
-    images: dict[str, images.Study]
-    seed: int
-
-    def image_table(self) -> str:
-        """The accuracies of the convolutional networks, as a Markdown table."""
-        lines = ["| layers | parameters | test images | with noise |", "|---|---:|---:|---:|"]
-        for kind, study in self.images.items():
-            means = (f"{sum(v) / len(v):.1f} %" for v in (study.clean, study.noisy))
-            lines.append(f"| {kind} | {study.parameters:,} | " + " | ".join(means) + " |")
-        return "\n".join(lines)
 
 
-def results(run: Run, device: str = "cpu", seed: int = 0) -> Results:
-    """The results that the lecture shows: loaded, computed or tried out as `run` says."""
+def results(run: Run, seed: int = 0) -> Results:
+    """The results that the lecture shows: loaded, computed or tried out as `run` says.
+
+    All networks are small and stay on the CPU.
+    """
     store, few = Store(evidence.CHAPTER, run), 1 if run == "smoke" else None
     seeds = [seed + s for s in attacks.SEEDS[:few]]
     return Results(
         worst=growth.worst(store, seeds),
-        trips=reversal.round_trips(store, seeds),
         attacks=attacks.studies(store, seeds),
         races=multilevel.races(store, seeds),
-        images=images.studies(store, [seed + s for s in images.SEEDS[:few]], device_of(device)),
-        seed=seed,
     )
 
 
@@ -65,11 +57,18 @@ def verdicts() -> str:
     return claims.sentences(rows, SENTENCES)
 
 
-def draw_phases() -> Figure:
+def growth_table() -> str:
+    """How much a change of u = 0 grows through layers of three matrices, as a Markdown table."""
+    lines = ["| layers | " + " | ".join(growth.MATRICES) + " |", "|---:|" + "---:|" * 3]
+    for n in (10, 50, 100):
+        factors = [growth.growth_at_rest(K, n) for K in growth.MATRICES.values()]
+        lines.append(f"| {n} | " + " | ".join(f"{x:.2g}" for x in factors) + " |")
+    return "\n".join(lines)
+
+
+def draw_phases() -> None:
     """Draw paths through ten layers for three matrices, with their eigenvalues beneath."""
-    figure, axes = plt.subplots(
-        2, 3, figsize=(8.4, 4.6), height_ratios=(2, 1), constrained_layout=True
-    )
+    _, axes = plt.subplots(2, 3, figsize=(8.4, 4.6), height_ratios=(2, 1), constrained_layout=True)
     for (name, K), (top, bottom) in zip(growth.MATRICES.items(), axes.T, strict=True):
         path = growth.path(K, 10, STARTS)
         reach = 1.1 * path.abs().max().item()
@@ -87,11 +86,11 @@ def draw_phases() -> Figure:
         bottom.plot(values.real.numpy(), values.imag.numpy(), "o", color="black")
         bottom.set(xlim=(-2.6, 2.6), ylim=(-1.6, 1.6), xlabel="real part")
     axes[1, 0].set_ylabel("imaginary part")
-    return figure
 
 
-def draw_swing(left: Axes, right: Axes) -> None:
+def draw_swing() -> None:
     """Draw how a change grows if the biases take turns, and the path of a change."""
+    _, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.0))
     for slow, label in ((False, "biases take turns"), (True, "biases stay")):
         layers = growth.swinging(evidence.CYCLES, slow=slow)
         norms = growth.growths(layers)
@@ -108,8 +107,9 @@ def draw_swing(left: Axes, right: Axes) -> None:
     right.set(xlabel="change of feature 1", ylabel="change of feature 2", aspect="equal")
 
 
-def draw_worst(ax: Axes, found: Results) -> None:
+def draw_worst(found: Results) -> None:
     """Draw the largest growth that a search over the weights has found, one dot a seed."""
+    _, ax = plt.subplots(figsize=(7.0, 2.9))
     for k, values in enumerate(found.worst.values()):
         ax.semilogy([k] * len(values), values, "o", color=plotting.COLORS[k])
     for bound in (1, growth.HALF_RATE):
@@ -119,30 +119,17 @@ def draw_worst(ax: Axes, found: Results) -> None:
     ax.set_ylabel("largest growth found")
 
 
-def draw_energies(ax: Axes) -> None:
-    """Draw the energy of three methods with as many evaluations of the velocity."""
-    start = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    times = torch.linspace(0, growth.LONG, 201)
-    for method in growth.METHODS:
-        ax.semilogy(times, growth.energies(method, start), label=method)
-    ax.set(xlabel="time", ylabel="energy")
-    ax.legend(fontsize=7)
+def draw_live(curve: Sequence[float], net: ResNet, data: Samples) -> None:
+    """Draw the loss of a training, the classified plane, and what the backward pass keeps."""
+    _, (left, middle, right) = plt.subplots(1, 3, figsize=(8.6, 2.7))
+    left.semilogy(curve)
+    left.set(xlabel="step", ylabel="cross-entropy")
+    plotting.regions(middle, lambda p: metrics.predict(net(p)), plotting.extent_of(data.y))
+    plotting.scatter(middle, *data)
+    _draw_memory(right)
 
 
-def draw_reversal(ax: Axes, found: Results) -> None:
-    """Draw the error of the first features, forward and back, against T‖K‖."""
-    for kind, marker in zip(reversal.KINDS, plotting.MARKERS, strict=False):
-        errors = torch.tensor(found.trips[kind]).log().mean(0).exp()
-        seeds = [found.seed + s for s in attacks.SEEDS]
-        each = torch.tensor([[reversal.length(kind, s, T) for T in reversal.TIMES] for s in seeds])
-        lengths = each.mean(0)
-        label = "Euler with −h" if kind == "resnet" else kind
-        ax.loglog(lengths, errors.clamp(max=1e3), marker=marker, label=label)
-    ax.set(xlabel="T‖K‖", ylabel="relative error, forward and back")
-    ax.legend(fontsize=7)
-
-
-def draw_memory(ax: Axes) -> None:
+def _draw_memory(ax: Axes) -> None:
     """Draw the bytes kept for the backward pass against the number of layers."""
     for reverse, label in ((False, "features stored"), (True, "features computed again")):
         ax.loglog(reversal.DEPTHS, reversal.kept_bytes(reverse), marker="o", label=label)
@@ -150,8 +137,9 @@ def draw_memory(ax: Axes) -> None:
     ax.legend(fontsize=7)
 
 
-def draw_attacks(ax: Axes, found: Results) -> None:
+def draw_attacks(found: Results) -> None:
     """Draw the accuracy under attack against the size of the attack, means over seeds."""
+    _, ax = plt.subplots(figsize=(6.4, 3.2))
     for kind, marker in zip(attacks.KINDS, plotting.MARKERS, strict=False):
         curves = torch.tensor(found.attacks[kind]["curves"])
         sizes = attacks.SIZES[: curves.shape[1]]
@@ -160,8 +148,9 @@ def draw_attacks(ax: Axes, found: Results) -> None:
     ax.legend(fontsize=7)
 
 
-def draw_races(ax: Axes, found: Results) -> None:
+def draw_races(found: Results) -> None:
     """Draw the training loss against layer evaluations, one line a seed."""
+    _, ax = plt.subplots(figsize=(6.4, 3.2))
     shown = {"many": "16 to 128 layers", "one": "128 layers", "coarse": "16 layers"}
     for race in found.races:
         for (name, label), color in zip(shown.items(), plotting.COLORS, strict=False):

@@ -42,12 +42,6 @@ def round_trip(kind: str, seed: int, horizon: float, layers: int = LAYERS) -> fl
     return ((end - start).norm() / start.norm()).item()
 
 
-def length(kind: str, seed: int, horizon: float) -> float:
-    """The value T‖K‖ of the network of a round trip; T‖K − Kᵀ‖ for midpoint layers."""
-    K = network(kind, 1, horizon, torch.Generator().manual_seed(seed)).K[0].detach()
-    return horizon * torch.linalg.matrix_norm(K - K.mT if kind == "midpoint" else K, ord=2).item()
-
-
 def round_trips(store: Store, seeds: Sequence[int]) -> dict[str, list[list[float]]]:
     """The errors of round trips, by kind, seed and final time."""
     layers = 20 if store.run == "smoke" else LAYERS
