@@ -113,14 +113,6 @@ def test_gradients_through_adaptive_steps_miss_how_the_steps_depend_on_the_weigh
     assert gradients.off(found, fine) > 1e-2
 
 
-def test_taylor_errors_fall_with_slope_two_and_leave_the_weights_alone():
-    net = spiral.Network(0).double()
-    before = [p.clone() for p in net.parameters()]
-    errors = gradients.taylor(net, {"steps": 30}, 0).first
-    assert (errors[8] / errors[9]).item() == pytest.approx(4, rel=0.1)
-    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
-
-
 def test_contraction_loses_the_way_back_and_snapshots_do_not():
     f = gradients.Contracting(10, 3)
     assert gradients.round_trip(f, f.x, 3.0, 1e-6) > 0.9
@@ -132,7 +124,8 @@ def test_contraction_loses_the_way_back_and_snapshots_do_not():
 
 def test_decay_returns_with_the_error_that_growth_makes_of_it():
     """Second route: an error at T grows by exp(5) on the way back."""
-    found = gradients.round_trips((1e-6,))["−5x"][0]
+    one = torch.ones(1, 1, dtype=torch.float64)
+    found = gradients.round_trip(lambda t, x: -5 * x, one, 1.0, 1e-6)
     assert 1e-7 * math.exp(5) < found < 1e-5 * math.exp(5)
 
 
@@ -220,12 +213,6 @@ def test_an_untrained_flow_is_a_density(tmp_path):
     axis = torch.linspace(-6, 6, 121)
     plane = torch.cartesian_prod(axis, axis)
     assert flows.log_density(net, plane).exp().sum().item() * 0.01 == pytest.approx(1, abs=0.01)
-
-
-def test_the_error_of_the_inverse_is_a_power_of_c():
-    for n in (5, 20):
-        assert flows.inverse_error(1, n) == pytest.approx(0.9 ** (n + 1))
-    assert flows.inverse_error(1, 20, 1.2) == pytest.approx(1.08**21)
 
 
 def test_networks_are_inverted_unless_they_are_no_contractions():

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ctdl_lib.dynamics import IntegrationError, integrate
-from ctdl_lib.dynamics.calculus import TaylorErrors, taylor_errors
 from machinery import instruments
 from machinery.store import Store
 
 from . import spiral
-from .problems import observe, spiral_velocity, van_der_pol
+from .problems import observe, spiral_velocity
 
 How = dict[str, Any]
 TIMES = torch.linspace(0.05, spiral.OBSERVED, 30, dtype=torch.float64)
@@ -30,7 +29,6 @@ WAYS: dict[str, How] = {
     "adjoint, tol 1e-2": {"tol": 1e-2, "backprop": "adjoint"},
 }
 OWN = ("recompute, 30 steps", "through, tol 1e-2", "adjoint, tol 1e-2")
-TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
@@ -91,46 +89,6 @@ def own_miss(velocity: nn.Module, how: How, count: int | None = None) -> float:
     computed = {key: value for key, value in how.items() if key != "backprop"}
     found = spiral_gradient(velocity, how)
     return off(found[:count], own_gradient(velocity, computed, count=count))
-
-
-def taylor(velocity: nn.Module, how: How, seed: int) -> TaylorErrors:
-    """The errors of the Taylor expansion of the computed loss in a random direction."""
-    gradient = spiral_gradient(velocity, how)
-    start = nn.utils.parameters_to_vector(velocity.parameters()).detach()
-    generator = torch.Generator().manual_seed(seed)
-    direction = torch.randn(start.shape, generator=generator, dtype=start.dtype)
-
-    def value(theta: Tensor) -> Tensor:
-        nn.utils.vector_to_parameters(theta, velocity.parameters())
-        with torch.no_grad():
-            return spiral_loss(velocity, how)
-
-    found = taylor_errors(value, lambda theta, d: gradient @ d, start, direction, 20)
-    nn.utils.vector_to_parameters(start, velocity.parameters())
-    return found
-
-
-def tolerance_study(store: Store, velocity: nn.Module, seed: int) -> dict[str, list[float]]:
-    """The errors of gradients by tolerance, measured once.
-
-    "adjoint" and "through" are against the gradient of the ODE, "own adjoint" and "own through"
-    against that of the computed loss.
-    """
-    count = 3 if store.run == "smoke" else None
-    tols = TOLERANCES[:1] if count else TOLERANCES
-
-    def compute() -> dict[str, list[float]]:
-        exact, found = spiral_gradient(velocity, TRIAL if count else EXACT), {}
-        for tol in tols:
-            own = own_gradient(velocity, {"tol": tol}, count=count)
-            for name, how in (("adjoint", {"backprop": "adjoint"}), ("through", {})):
-                gradient = spiral_gradient(velocity, {"tol": tol} | how)
-                found.setdefault(name, []).append(off(gradient, exact))
-                found.setdefault(f"own {name}", []).append(off(gradient[:count], own))
-        return found
-
-    settings = asdict(spiral.Settings()) | {"seed": seed, "tols": list(TOLERANCES)}
-    return store.measure("tolerances", settings | {"own": "differences"}, compute).numbers
 
 
 @dataclass(frozen=True)
@@ -212,18 +170,6 @@ def round_trip(velocity: Callable, x: Tensor, T: float, tol: float) -> float:
             return off(integrate(velocity, there, T, 0.0, tol=tol), x)
         except IntegrationError:
             return math.inf
-
-
-def round_trips(tols: Sequence[float]) -> dict[str, list[float]]:
-    """The errors of round trips for six velocities, one a tolerance."""
-    one = torch.tensor([[1.0]], dtype=torch.float64)
-    two = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
-    problems: dict[str, tuple[Callable, Tensor, float]] = {
-        **{f"−{c}x": (lambda t, x, c=c: -c * x, one, 1.0) for c in (5, 10, 20, 50)},
-        "−max(10x, 0)": (lambda t, x: -torch.relu(10 * x), one, 1.0),
-        "Van der Pol, μ = 5": (van_der_pol(5.0), two, 20.0),
-    }
-    return {name: [round_trip(*problem, tol) for tol in tols] for name, problem in problems.items()}
 
 
 def contraction(store: Store, seeds: Sequence[int]) -> dict[str, dict[int, list[float]]]:

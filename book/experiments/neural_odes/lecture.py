@@ -1,7 +1,6 @@
 """What the lecture on neural ODEs draws, loaded or computed by one call."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -17,10 +16,8 @@ from . import (
     augmentation,
     duels,
     evidence,
-    flows,
     gradients,
     implicit,
-    memory,
     models,
     problems,
     spiral,
@@ -45,42 +42,16 @@ LOOSE = 1e-2  # the tolerance in the picture of adaptive steps
 
 @dataclass(frozen=True)
 class Results:
-    """The stored networks of one seed, and the studies over all seeds."""
+    """The stored networks of one `seed`, and the studies over all seeds."""
 
     neural: nn.Module
     linear: nn.Module
     duels: dict[tuple[str, str], list[duels.Result]]
-    races: dict[str, dict[str, Any]]
-    tolerances: dict[str, list[float]]
     contraction: dict[str, dict[int, list[float]]]
-    memory: memory.Study
     nets: dict[str, models.NeuralODE]
-    annuli: dict[str, list[augmentation.History]]
-    flow: Any
-    stiff: dict[str, nn.Module]
-    predictions: dict[str, list[float]]
+    stiff: nn.Module
     waves: dict[str, turbulence.Stencil]
-    times: dict[str, list[float]]
-    seeds: list[int]
-
-    @property
-    def seed(self) -> int:
-        """The seed of the networks that are drawn."""
-        return self.seeds[0]
-
-    def wave_table(self) -> str:
-        """How long predictions of waves stay near the truth, as a Markdown table."""
-        names = {
-            turbulence.IMPLICIT: "trapezoidal rule, solved in the end",
-            turbulence.REGRESSION: "trapezoidal rule, regression alone",
-            turbulence.DIFFERENCES: "central differences",
-            turbulence.EXPLICIT: "one step of RK4",
-        }
-        lines = ["| found by | valid time |", "|---|---:|"]
-        for kind, times in self.times.items():
-            mean, spread = sum(times) / len(times), claims.spread_of(times)
-            lines.append(f"| {names[kind]} | {mean:.1f} ± {spread:.1f} |")
-        return "\n".join(lines)
+    seed: int
 
 
 def results(run: Run, seed: int = 0) -> Results:
@@ -90,29 +61,16 @@ def results(run: Run, seed: int = 0) -> Results:
     """
     store, few = Store(evidence.CHAPTER, run), 1 if run == "smoke" else None
     seeds = [seed + s for s in spiral.SEEDS[:few]]
-    first = seeds[0]
-    neural = spiral.fit(store, "spiral", first).double()
+    first, rule = seeds[0], implicit.Settings(implicit.KAPPA["stiff"], implicit.TRAPEZOID)
     return Results(
-        neural=neural,
+        neural=spiral.fit(store, "spiral", first).double(),
         linear=spiral.fit(store, "linear", first).double(),
         duels=duels.duels(store, seeds),
-        races=gradients.races(store, neural, seed),
-        tolerances=gradients.tolerance_study(store, neural, first),
         contraction=gradients.contraction(store, seeds),
-        memory=memory.study(store),
         nets={k: augmentation.fit(store, k, first) for k in (augmentation.PLAIN, augmentation.ONE)},
-        annuli={k: augmentation.histories(store, k, seeds) for k in augmentation.KINDS},
-        flow=flows.fit(store, first),
-        stiff={
-            rule: implicit.fit(store, implicit.Settings(implicit.KAPPA["stiff"], rule), first)
-            for rule in implicit.STEPS
-        },
-        predictions={
-            rule: implicit.prediction_errors(store, "stiff", rule, seeds) for rule in implicit.STEPS
-        },
+        stiff=implicit.fit(store, rule, first),
         waves={kind: turbulence.fit(store, kind, first) for kind in evidence.KINDS},
-        times={kind: turbulence.study(store, kind, seeds) for kind in evidence.KINDS},
-        seeds=seeds,
+        seed=first,
     )
 
 
@@ -175,27 +133,6 @@ def draw_adaptive() -> None:
     bottom.legend(fontsize=7)
 
 
-def draw_tolerances(found: Results) -> None:
-    """Draw errors of gradients against the tolerance, and Taylor tests."""
-    _, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.3))
-    colors = {"adjoint": plotting.COLORS[0], "through": plotting.COLORS[1]}
-    for name, errors in found.tolerances.items():
-        way, is_own = name.split()[-1], name.startswith("own")
-        label = f"{way}, against {'its own loss' if is_own else 'the ODE'}"
-        style = {"color": colors[way], "ls": "--" if is_own else "-", "marker": "^s"[is_own]}
-        left.loglog(gradients.TOLERANCES[: len(errors)], errors, label=label, **style)
-    left.set(xlabel="tolerance", ylabel="relative error of the gradient")
-    left.legend(fontsize=7)
-    for k, (name, how) in enumerate(gradients.WAYS.items()):
-        errors = gradients.taylor(found.neural, how, found.seed)
-        style = {"marker": plotting.MARKERS[k], "ls": "--" if k == 1 else "-", "ms": 3}
-        right.loglog(errors.h.numpy(), errors.first.numpy(), label=name, **style)
-    h = torch.tensor([0.5**k for k in range(20)]).numpy()
-    right.loglog(h, h**2, color="0.6", lw=1, label="slope 2")
-    right.set(xlabel="size of the change", ylabel="error of first-order Taylor")
-    right.legend(fontsize=7)
-
-
 def draw_contraction(found: Results) -> None:
     """Draw the error of the gradient against the rate of contraction, dots and their median."""
     _, ax = plt.subplots(figsize=(6.4, 3.0))
@@ -208,23 +145,6 @@ def draw_contraction(found: Results) -> None:
     ax.legend(fontsize=7)
 
 
-def draw_memory(found: Results) -> None:
-    """Draw the peak of the memory and the evaluations against the number of steps."""
-    _, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.3))
-    steps = found.memory.steps
-    for k, (way, peaks) in enumerate(found.memory.peaks.items()):
-        left.loglog(steps, peaks, plotting.MARKERS[k] + "-", label=way)
-    for k, (way, counts) in enumerate(found.memory.evaluations.items()):
-        right.semilogx(steps, counts, plotting.MARKERS[k] + "-", label=way)
-    for ax in (left, right):
-        ax.set_xticks(steps, [str(n) for n in steps])
-        ax.set_xticks([], minor=True)
-        ax.set_xlabel("steps N")
-    left.set_ylabel("bytes at the peak")
-    right.set_ylabel("evaluations / forward pass")
-    left.legend(fontsize=6)
-
-
 def draw_duels(found: Results) -> None:
     """Draw the losses of both ways against their evaluations, one dot a seed."""
     _, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.3), sharey=True)
@@ -235,19 +155,6 @@ def draw_duels(found: Results) -> None:
         ax.set(xlabel="thousand evaluations of the velocity", title=f"c = {duels.RATES[name]:g}")
     left.set_ylabel("loss after training")
     right.legend(fontsize=7)
-
-
-def draw_race(found: Results) -> None:
-    """Draw the error of the gradient against the time that it takes."""
-    _, ax = plt.subplots(figsize=(6.6, 3.6))
-    work = found.races["trained"]
-    names = dict.fromkeys(key.split("|")[0] for key in work["error"] if "one" not in key)
-    for k, name in enumerate(names):
-        keys = [key for key in work["error"] if key.split("|")[0] == name]
-        points = [(1e3 * min(r[key] for r in work["seconds"]), work["error"][key]) for key in keys]
-        ax.loglog(*zip(*points, strict=True), marker=plotting.MARKERS[k], label=name)
-    ax.set(xlabel="milliseconds", ylabel="error of the gradient")
-    ax.legend(fontsize=7)
 
 
 def draw_film(found: Results) -> None:
@@ -263,64 +170,6 @@ def draw_film(found: Results) -> None:
             plotting.scatter(ax, x[:, shown], data.label)
             ax.set(xticks=[], yticks=[], title=f"t = {t:.2g}" if net.augment == 0 else "")
         row[0].set_ylabel(f"{kind}\n" + ("$x_1$, $x_2$" if net.augment == 0 else "$x_1$, $x_3$"))
-
-
-def draw_annuli(found: Results) -> None:
-    """Draw loss and evaluations over the epochs, one line a seed."""
-    _, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.0))
-    for k, (kind, histories) in enumerate(found.annuli.items()):
-        for history in histories:
-            epochs = [2 * (i + 1) for i in range(len(history.loss))]
-            label = kind * (history is histories[0])
-            left.semilogy(epochs, history.loss, color=plotting.COLORS[k], lw=0.9, label=label)
-            right.plot(epochs, history.evaluations, color=plotting.COLORS[k], lw=0.9)
-    left.set(xlabel="epoch", ylabel="loss")
-    right.set(xlabel="epoch", ylabel="evaluations")
-    left.legend(fontsize=7)
-
-
-def draw_flow(found: Results) -> None:
-    """Draw the density of the moons, that of the residual flow, and errors of its inverse."""
-    _, (left, middle, right) = plt.subplots(1, 3, figsize=(8.8, 2.6))
-    a, b = torch.linspace(-1.6, 2.6, 121), torch.linspace(-1.1, 1.6, 81)
-    plane = torch.cartesian_prod(a, b)
-    with torch.no_grad():
-        learned = flows.log_density(found.flow, plane).exp()
-    for ax, density, title in (
-        (left, flows.true_density(plane), "true density"),
-        (middle, learned, "residual flow"),
-    ):
-        ax.pcolormesh(a, b, density.view(121, 81).T, vmin=0, vmax=0.6, rasterized=True)
-        ax.set(title=title, xticks=[], yticks=[], aspect="equal")
-        ax.grid(False)
-    counts = range(1, 41, 3)
-    for factor, label in ((0.5, "L = 0.45"), (1.0, "L = 0.9"), (1.2, "L = 1.08")):
-        errors = [flows.inverse_error(found.seed, n, factor) for n in counts]
-        right.semilogy(list(counts), errors, label=label)
-    right.set(xlabel="iterations", ylabel="error of the inverse")
-    right.legend(fontsize=7)
-
-
-def draw_stiff(found: Results) -> None:
-    """Draw predictions of the slow-fast system, and their errors, one dot a seed."""
-    _, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.1))
-    kappa, x = implicit.KAPPA["stiff"], implicit.points(8, found.seed + 5000)[:1]
-    count = round(implicit.LONG / implicit.INTERVAL)
-    times = torch.linspace(0, implicit.LONG, count + 1).tolist()
-    truth = torch.cat([implicit.solution(kappa, x, t) for t in times])
-    left.plot(times, truth[:, 2].numpy(), color="0.75", lw=4, label="truth")
-    for k, (rule, net) in enumerate(found.stiff.items()):
-        how = {"steps": 10 * count, "save_at": times}  # fine enough for the rates that were found
-        with torch.no_grad():
-            shown = integrate(net, x, 0.0, implicit.LONG, **how)[:, 0, 2].numpy()
-        left.plot(times, shown, color=plotting.COLORS[k], lw=1.2, label=rule)
-        values = found.predictions[rule]
-        right.semilogy([k] * len(values), values, plotting.MARKERS[k], color=plotting.COLORS[k])
-    left.set(xlabel="time", ylabel="$x_3$")
-    left.legend(fontsize=7)
-    right.set_xticks(range(len(found.stiff)), [r.replace(", ", ",\n") for r in found.stiff])
-    right.tick_params(axis="x", labelsize=7)
-    right.set(ylabel="mean distance until t = 6", xlim=(-0.5, len(found.stiff) - 0.5))
 
 
 def draw_waves(found: Results) -> None:
