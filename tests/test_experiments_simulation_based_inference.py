@@ -43,8 +43,7 @@ READS = predators.READS | {"encoder": {"features": 3, "width": 5}}
 
 def key_of(method):
     """Settings of a method, or of one with an encoder."""
-    base = maps.READERS.get(method, method)
-    return KEY | {"method": base} | (READS if method in maps.READERS else {})
+    return KEY | {"method": maps.base_of(method)} | (READS if method in maps.READERS else {})
 
 
 pytestmark = pytest.mark.usefixtures("as_the_book_computes")
@@ -153,7 +152,7 @@ def test_other_steps_leave_the_flow_as_it_was():
     assert (near - z).norm() < 0.1 * (far - z).norm()
 
 
-@pytest.mark.parametrize("method", [*METHODS, *list(maps.READERS)[:3]])
+@pytest.mark.parametrize("method", [*METHODS, *maps.READERS[:3]])
 def test_a_training_lowers_the_nll(method):
     linear = LinearGaussian(torch.ones(1, 2, dtype=double), noise=0.3)
     x = linear.prior.sample(1000, seeded(0), dtype=torch.float32)
@@ -379,9 +378,10 @@ def test_settings_of_cot_flow_are_those_of_the_best_pilot_run(saved):
     assert scores == sorted(scores)
     assert len(scores) == predators.TRIALS
     assert campaign.methods[COT].items() <= campaign.pilots[0].items()
-    for name, base in maps.READERS.items():
-        ours, plain = campaign.methods[name], campaign.methods[base]
-        assert predators.READS.items() <= ours.items()
+    for name in (*maps.READERS, *maps.LONG):
+        ours, plain = campaign.methods[name], campaign.methods[maps.base_of(name)]
+        assert predators.AVERAGE.items() <= ours.items()
+        assert ("encoder" in ours) == (name in maps.READERS)
         assert all(ours[part] == plain[part] for part in plain if part not in ("clip", "lr"))
         assert "clip" not in ours
 

@@ -40,7 +40,7 @@ def weights_of(fits: Sequence[Fitted]) -> list[str | None]:
 def likelihoods(campaign: Campaign, name: str, n: int) -> dict[str, list[float]]:
     """The NLL of new pairs, one a seed: for each number of Runge–Kutta steps, or once."""
     fits = campaign.fits(name, n)
-    steps = STEPS if name in (COT, COT_READS) else (maps.SOLVED,)
+    steps = STEPS if maps.base_of(name) == COT else (maps.SOLVED,)
 
     def compute() -> Key:
         x, y = campaign.held_out
@@ -361,8 +361,8 @@ def speedup(campaign: Campaign) -> float:
 
 def clocks(campaign: Campaign) -> dict[str, dict[str, float]]:
     """Milliseconds of a training step on 256 pairs, and of 2,000 samples for one observation."""
-    methods = campaign.methods
     fits = {name: campaign.fits(name, 50_000)[0] for name in (*METHODS, COT_READS)}
+    methods = {name: campaign.methods[name] for name in fits}
     key = {"methods": methods, "weights": [fitted.record.weights for fitted in fits.values()]}
     return campaign.store.measure("clocks", key, partial(_clocks, campaign, fits)).numbers
 

@@ -24,7 +24,7 @@ from machinery.claims import (
 from machinery.store import Record, Run, Store
 
 from . import benchmark, checks, gaussian, maps, references
-from .maps import COT, COT_READS, NPE, NPE_READS, PCP, SHORT, Key
+from .maps import COT, COT_LONG, COT_READS, NPE, NPE_LONG, NPE_READS, PCP, SHORT, Key
 from .predators import LENGTHS, SIZES, Campaign, chosen
 from .references import Gap
 
@@ -360,31 +360,40 @@ def _reference_rows(e: Evidence) -> Iterator[Row]:
 
 def _likelihood_rows(e: Evidence) -> Iterator[Row]:
     for name, n in e.nll:
-        if name in (COT, COT_READS):
+        if maps.base_of(name) == COT:
             yield from _flow_rows(e, name, n)
             continue
         says, values = f"NLL of new pairs, {name}, {n:,} simulations", e.likelihood(name, n)
         yield Measurement.over_seeds(f"lv.{id_of(name, n)}.nll.n{n}", BOOK, says, values, "nats")
-    yield finding(
-        "lv.cot.encoder",
-        "An encoder of the statistics, an average of the weights and clipped gradients lower the"
-        f" NLL of COT-Flow: {SMALL:,} simulations, with the encoder",
-        ours=e.likelihood(COT_READS, SMALL),
-        criterion=below_control(),
-        control=Control("without them", e.likelihood(COT, SMALL)),
-        unit="nats",
-    )
+    for base, reads, long in ((COT, COT_READS, COT_LONG), (NPE, NPE_READS, NPE_LONG)):
+        for id, name, rival, says in (
+            ("encoder", reads, long, "An encoder of the statistics lowers the NLL, all else equal"),
+            (
+                "average",
+                long,
+                base,
+                "A longer training with average and autoclip lowers the NLL",
+            ),
+        ):
+            yield finding(
+                f"lv.{SHORT[base]}.{id}",
+                f"{says}: {name}, {SMALL:,} simulations",
+                ours=e.likelihood(name, SMALL),
+                criterion=below_control(),
+                control=Control(rival, e.likelihood(rival, SMALL)),
+                unit="nats",
+            )
 
 
 def id_of(name: str, n: int) -> str:
-    """The part of an id that names a method: "cot", or "cot.plain" if another one is judged."""
-    base = maps.READERS.get(name, name)
-    return SHORT[base] + ("" if name == chosen(base, n) else ".plain")
+    """The part of an id that names a method: "cot" if it is judged, else "cot.plain" and so on."""
+    base, _, variant = name.partition("+")
+    return SHORT[base] + ("" if name == chosen(base, n) else f".{variant or 'plain'}")
 
 
 def _flow_rows(e: Evidence, name: str, n: int) -> Iterator[Row]:
-    """COT-Flow against NPE, both with or both without encoder, and against its own few steps."""
-    found, other = e.nll[name, n], NPE if name == COT else NPE_READS
+    """COT-Flow against NPE, trained alike, and against its own few steps."""
+    found, other = e.nll[name, n], name.replace(COT, NPE)
     rival = e.likelihood(other, n)
     yield finding(
         f"lv.{id_of(name, n)}.nll.n{n}",
@@ -666,7 +675,7 @@ def likelihood_table(e: Evidence) -> str:
     lines = ["| method | " + " | ".join(f"{n:,}" for n in sizes) + " |"]
     lines.append("|---|" + "---:|" * len(sizes))
     for name in LENGTHS:
-        ours = name in (COT, COT_READS)
+        ours = maps.base_of(name) == COT
         for steps in checks.STEPS if ours else (maps.SOLVED,):
             row = [name + (f", {steps} steps" if ours else "")]
             for n in sizes:

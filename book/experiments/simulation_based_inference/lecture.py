@@ -21,7 +21,7 @@ from . import calibration, checks, maps, references
 from .campaigns import seeds as spawned
 from .evidence import LARGE, MEAN, SMALL, Evidence
 from .lotka_volterra import rate_equations
-from .maps import CHAPTER, COT, NPE, Key, seeded
+from .maps import CHAPTER, COT, COT_READS, Key, seeded
 from .predators import LENGTHS, OBSERVED, PROBLEM, TRUE, Campaign, chosen, features, inside
 from .problems import LinearGaussian
 
@@ -52,11 +52,8 @@ class Results:
 
     campaign: Campaign
     smc: dict[str, Record]
-    nll: dict[tuple[str, int], dict[str, list[float]]]
     matches: dict[tuple[str, int], list[list[Key]]]
     rejections: dict[int, list[list[Key]]]
-    ranks: checks.Ranks
-    narrow: checks.Ranks
 
     def model(self, name: str, n: int, k: int = 0) -> Any:
         """The map of the seed number k."""
@@ -67,15 +64,11 @@ def results(run: Run, seed: int = 0) -> Results:
     """The results that the lecture shows: loaded, trained or tried out as `run` says."""
     store = Store(CHAPTER, run)
     campaign = Campaign(store, seed)
-    sizes = [(name, n) for name in LENGTHS for n in campaign.sizes(name)]
     return Results(
         campaign=campaign,
         smc=references.records(store, seed),
-        nll={place: checks.likelihoods(campaign, *place) for place in sizes},
         matches=checks.all_matches(campaign),
         rejections={n: checks.rejections(campaign, n) for n in (SMALL, LARGE)},
-        ranks=checks.calibrated(campaign, *checks.JUDGED[0])[0],
-        narrow=checks.calibrated_narrow(campaign, *checks.JUDGED[0]),
     )
 
 
@@ -131,7 +124,7 @@ def draw_paths(seed: int = 0) -> None:
 def draw_marginals(found: Results) -> None:
     """Draw the marginals of the posteriors of both observations."""
     _, axes = plt.subplots(2, 4, figsize=(8.6, 4.0))
-    places = [(chosen(name, n), n) for name, n in ((COT, SMALL), (COT, LARGE), (NPE, SMALL))]
+    places = [(COT, SMALL), (COT_READS, SMALL), (COT_READS, LARGE)]
     for index, row in enumerate(axes):
         smc = references.resampled(found.smc[f"theta{index + 1}-adapted"], 5000)
         n = 300 if found.campaign.smoke else 5000
@@ -151,12 +144,20 @@ def draw_marginals(found: Results) -> None:
     axes[0, 3].legend(fontsize=6.5)
 
 
-def draw_quality(found: Results) -> None:
+def look_of(name: str) -> tuple[str, str]:
+    """The marker of how a map was trained, and the colour of its method."""
+    base, _, variant = name.partition("+")
+    marker = {"": "o", "average": "^", "encoder": "s"}[variant]
+    return marker, plotting.COLORS[maps.METHODS.index(base)]
+
+
+def draw_quality(nll: dict[tuple[str, int], dict[str, list[float]]]) -> None:
     """Draw the NLL of new pairs against the number of simulations."""
     _, ax = plt.subplots(figsize=(6.0, 3.2))
-    for name, marker, color in zip(LENGTHS, plotting.MARKERS, plotting.COLORS, strict=False):
-        sizes = [n for k, n in found.nll if k == name]
-        rows = [torch.tensor(list(found.nll[name, n].values())[-1]) for n in sizes]
+    for name in LENGTHS:
+        marker, color = look_of(name)
+        sizes = [n for k, n in nll if k == name]
+        rows = [torch.tensor(list(nll[name, n].values())[-1]) for n in sizes]
         bars = [row.std().item() if len(row) > 1 else 0.0 for row in rows]
         means = [row.mean().item() for row in rows]
         how = {"marker": marker, "color": color, "label": name, "capsize": 3}
@@ -177,9 +178,9 @@ def draw_costs(found: Results) -> None:
             ax.plot(counts, shift, look, c="0.4", lw=1, label=label)
         rivals = {n: found.rejections[n] for n in found.rejections}
         _mark(ax, rivals, ref, index, ("rejection ABC", "X", "0.4"))
-        for name, marker, color in zip(LENGTHS, plotting.MARKERS, plotting.COLORS, strict=False):
+        for name in (name for name in LENGTHS if name not in maps.LONG):
             own = {n: rows for (k, n), rows in found.matches.items() if k == name}
-            _mark(ax, own, ref, index, (name, marker, color))
+            _mark(ax, own, ref, index, (name, *look_of(name)))
         ax.axhline(MEAN, ls=":", c="black", lw=0.8)
         ax.set(xscale="log", yscale="log", xlabel="simulations", title=f"observation {index + 1}")
         ax.set(xlim=(2e4, 4e7), ylim=(0.04, 20))
@@ -197,41 +198,24 @@ def _mark(
         ax.plot([n] * len(shift), shift, marker, c=color, label=None if k else label, ls="")
 
 
-def draw_calibration(found: Results) -> None:
+def draw_calibration(own: checks.Ranks, narrow: checks.Ranks) -> None:
     """Draw the coverage of ranks: of COT-Flow, and of the same samples made too narrow."""
     _, axes = plt.subplots(1, 2, figsize=(8.4, 3.0), sharey=True)
     alpha: Any = None
     for ax, ranks, title in zip(
-        axes, (found.ranks, found.narrow), ("COT-Flow", "its samples, 20 % narrower"), strict=True
+        axes, (own, narrow), ("COT-Flow", "its samples, 20 % narrower"), strict=True
     ):
         for j in range(4):
             column = ranks.sbc[0][:, j]
             alpha, share = calibration.rank_coverage(column, checks.DRAWN)
             ax.plot(alpha, share - alpha, label=f"log θ{j + 1}")
         ax.set(xlabel="level", title=title)
-    n, some = len(found.ranks.sbc[0]), alpha[1:-1:3]
+    n, some = len(own.sbc[0]), alpha[1:-1:3]
     band = calibration.rank_band(n, some, level=0.95)
     for ax in axes:
         ax.fill_between(some, band.low - some, band.high - some, color="0.85", zorder=0)
     axes[0].set_ylabel("share below, less level")
     axes[1].legend(fontsize=8)
-
-
-def draw_believed(found: Results) -> None:
-    """Draw the NLL that COT-Flow believes by few steps against that of a fine solve."""
-    _, ax = plt.subplots(figsize=(6.0, 3.2))
-    by_steps = found.nll[chosen(COT, LARGE), LARGE]
-    steps = [int(k) for k in by_steps]
-    for k, values in enumerate(zip(*by_steps.values(), strict=True)):
-        label = "COT-Flow, one line a seed" if k == 0 else None
-        ax.plot(steps, values, "o-", c=plotting.COLORS[0], lw=0.8, label=label)
-    rival = found.nll[chosen(NPE, LARGE), LARGE][str(maps.SOLVED)]
-    ax.axhline(rival[0], c=plotting.COLORS[2], ls="--", label="NPE")
-    ax.axvline(4, c="black", ls=":", lw=0.8)
-    ax.set(xscale="log", xlabel="Runge–Kutta steps", ylabel="NLL of new pairs (nats)")
-    ax.set_xticks(steps, [str(k) for k in steps])
-    ax.minorticks_off()
-    ax.legend(fontsize=8)
 
 
 # problems with known posteriors -----------------------------------------------------------------
@@ -311,7 +295,6 @@ def draw_on_line(
     flow: Flow,
     log_likelihood: Callable[[Tensor, Tensor], Tensor],
     observations: Sequence[float],
-    context: Callable[[Tensor], Tensor] = lambda y: y,
 ) -> None:
     """Draw learned and exact densities on a line for some observations."""
     _, axes = plt.subplots(1, len(observations), figsize=(8.4, 2.6), sharey=True)
@@ -319,7 +302,7 @@ def draw_on_line(
     for ax, y in zip(axes, observations, strict=True):
         ax.fill_between(points, on_line(log_likelihood, y, points), color="0.8", label="exact")
         with torch.no_grad(), maps.quietly():
-            bound = flow.given(context(torch.tensor([[y]])))
+            bound = flow.given(torch.tensor([[y]]))
             ax.plot(points, bound.log_prob(points[:, None]).exp(), label="learned")
         ax.set(xlabel="x", title=f"y = {y:g}")
     axes[0].set_ylabel("density")

@@ -26,8 +26,9 @@ from machinery.store import Record, Store
 CHAPTER = "09_simulation_based_inference"
 SEEDS = (10, 11, 12)  # settings were chosen with seeds 0 and 1
 COT, PCP, NPE, FMPE = METHODS = ("COT-Flow", "PCP-Map", "NPE", "FMPE")
-READERS = {f"{name}+encoder": name for name in METHODS}  # the same with an encoder, to their names
-COT_READS, PCP_READS, NPE_READS, FMPE_READS = READERS
+READERS = tuple(f"{name}+encoder" for name in METHODS)
+COT_READS, _, NPE_READS, _ = READERS
+COT_LONG, NPE_LONG = LONG = ("COT-Flow+average", "NPE+average")  # trained so, without the encoder
 SHORT = {COT: "cot", PCP: "pcp", NPE: "npe", FMPE: "fmpe"}
 SOLVED = 8  # Runge–Kutta steps of COT-Flow, unless another number is said
 
@@ -41,6 +42,11 @@ class Fitted(NamedTuple):
 
     model: TransportMap
     record: Record
+
+
+def base_of(name: str) -> str:
+    """The method of a name such as "NPE+encoder"."""
+    return name.partition("+")[0]
 
 
 def seeded(s: int, k: int = 0) -> torch.Generator:

@@ -15,9 +15,11 @@ from .campaigns import seeds as spawned
 from .lotka_volterra import THETA, StochasticLotkaVolterra
 from .maps import (
     COT,
+    COT_LONG,
     COT_READS,
     FMPE,
     NPE,
+    NPE_LONG,
     NPE_READS,
     PCP,
     Fitted,
@@ -42,16 +44,18 @@ LENGTHS: dict[str, dict[int, int]] = {
     PCP: dict(zip(SIZES, (1000, 2000, 3000, 5000), strict=True)),
     NPE: dict(zip(SIZES, (1000, 2000, 3000, 5000), strict=True)),
     FMPE: {50_000: 4000},
-    COT_READS: {50_000: 9000},
-    NPE_READS: {50_000: 6000},
+    COT_LONG: {50_000: 9000},
+    NPE_LONG: {50_000: 6000},
+    COT_READS: {50_000: 9000, 500_000: 9000},
+    NPE_READS: {50_000: 6000, 500_000: 6000},
 }
 RIVALS: dict[str, Key] = {
     PCP: {"width": 64, "batch": 256, "lr": 0.01},
     NPE: {"width": 64, "batch": 256, "lr": 0.002, "clip": 5.0},
     FMPE: {"width": 100, "batch": 256, "lr": 0.002},
 }
-# What the trainings with an encoder have besides: an average of the weights, and autoclip.
-READS: Key = {"encoder": {"features": 32, "width": 96}, "average": 0.998, "autoclip": 2.0}
+AVERAGE: Key = {"average": 0.998, "autoclip": 2.0}  # what the trainings with an encoder have, too
+READS: Key = AVERAGE | {"encoder": {"features": 32, "width": 96}}
 SPACE: dict[str, list[Any]] = {
     **{"width": [32, 64], "rk4": [4, 6], "batch": [256, 512], "lr": [0.005, 0.01, 0.02]},
     **{"alpha": [1.0, 3.0], "beta": [-1.0, 1.0]},  # powers of ten, uniform between
@@ -156,10 +160,12 @@ class Campaign:
         """The settings of each method; those of COT-Flow are the best of the pilot runs."""
         best = self.pilots[0]
         found = {COT: {name: best[name] for name in (*CHOSEN, *WEIGHTS)}, **RIVALS}
-        rates = {COT: 0.01}  # half of that without an encoder
-        for name, base in maps.READERS.items():
+        rates = {COT: 0.01}  # half of that of the plain training
+        for name in (*maps.READERS, *maps.LONG):
+            base = maps.base_of(name)
             plain = {part: value for part, value in found[base].items() if part != "clip"}
-            found[name] = plain | {"lr": rates.get(base, plain["lr"])} | READS
+            how = READS if name in maps.READERS else AVERAGE
+            found[name] = plain | {"lr": rates.get(base, plain["lr"])} | how
         return found
 
     # the trainings ------------------------------------------------------------------------------
@@ -170,12 +176,11 @@ class Campaign:
 
     def seeds_at(self, name: str, n: int) -> list[int]:
         """The seeds of a method: one for most rivals with most simulations."""
-        return self.seeds[:1] if n == SIZES[-1] and name in (PCP, NPE) else self.seeds
+        return self.seeds[:1] if n == SIZES[-1] and name in (PCP, NPE, NPE_READS) else self.seeds
 
     def fit(self, name: str, n: int, s: int) -> Fitted:
         """The map that a method has learned from n draws of the prior."""
-        base = maps.READERS.get(name, name)
-        how = {"method": base, "simulations": n, "steps": LENGTHS[name][n]}
+        how = {"method": maps.base_of(name), "simulations": n, "steps": LENGTHS[name][n]}
         key = self.methods[name] | how
         data = lambda: self.data(n, s)  # noqa: E731
         return maps.learned(self.store, f"{name}-{n}", key, 4, 9, data, s, BOX)

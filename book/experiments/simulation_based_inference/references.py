@@ -252,10 +252,10 @@ def _by_regression(key: Key, draws: int, mean: Tensor, covariance: Tensor) -> Ke
     x, log_density, f = x[completed], log_density[completed], features(y[completed]).double()
     root = torch.linalg.cholesky(f.T.cov().inverse())
     target = features(OBSERVED[[key["index"]]]).double()
-    near, difference, kernel = rejected(x, f @ root, target @ root, key["kept"])
-    nearest = ((f - target) @ root / (f @ root).std(0)).norm(dim=1).argsort()[: len(near)]
-    log_weights = kernel.log() - log_density[nearest]
-    return weighted(adjusted(near, difference, log_weights.softmax(0)), log_weights)
+    both = torch.cat([x, log_density[:, None]], 1)
+    near, difference, kernel = rejected(both, f @ root, target @ root, key["kept"])
+    x, log_weights = near[:, :-1], kernel.log() - near[:, -1]
+    return weighted(adjusted(x, difference, log_weights.softmax(0)), log_weights)
 
 
 def second_references(store: Store, index: int, seed: int = 0) -> dict[str, Key]:
