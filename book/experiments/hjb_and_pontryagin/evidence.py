@@ -59,7 +59,7 @@ class Evidence:
     optimum: float
     passing: list[tuple[float, float]]  # cost and least distance, undisturbed
     straight: tuple[float, float]  # the same without the hills and the other agent
-    shocks: dict[str, list[Shocks]]
+    shocks: list[Shocks]
     at_once: float
     open_loop: dict[str, float]
     named: dict[str, list[Named]]
@@ -69,7 +69,6 @@ class Evidence:
 
 
 NEAR, ALONE, WIDE = "starts near (−1.5, −1.5)", "the same, residual alone", "half from the box"
-STORED, WIDER = "gate", "gate-wide"
 
 
 def gather(run: Run, device: str = "cpu", seed: int = 0) -> Evidence:
@@ -107,32 +106,26 @@ def gather(run: Run, device: str = "cpu", seed: int = 0) -> Evidence:
 
 def _gate(store: Store, seed: int) -> dict[str, Any]:
     """The numbers of the gate."""
-    plan = gate.best(store)
-    found = {STORED: gate.fits(store, seed), WIDER: gate.wide_fits(store, seed)}
-    policies = {name: [gate.policy_of(phi) for phi, _ in fits] for name, fits in found.items()}
-    costs = gate.replanned(store, plan, policies[STORED])
+    plan, fits = gate.best(store), gate.fits(store, seed)
+    policies = [gate.policy_of(phi) for phi, _ in fits]
+    costs = gate.replanned(store, plan, policies)
     again, (x, at_once) = gate.named_plans(store, plan), gate.shocked(store, plan)
-    shocks = {
-        name: [
-            gate.judge(store, f"{name}-{s}", record, policy, plan, costs)
-            for s, (_, record), policy in zip(
-                seeds_of(store, seed, len(fits)), fits, policies[name], strict=True
-            )
-        ]
-        for name, fits in found.items()
-    }
+    runs = zip(seeds_of(store, seed, 3), fits, policies, strict=True)
     straight = corridor.undisturbed(gate.policy_of(training.gate_lq().value()))
-    free = [corridor.undisturbed(policy) for policy in policies[STORED]]
+    free = [corridor.undisturbed(policy) for policy in policies]
     return {
         "optimum": plan.cost,
         "passing": [(float(o.cost), float(o.nearest)) for o in free],
         "straight": (float(straight.cost), float(straight.nearest)),
-        "shocks": shocks,
+        "shocks": [
+            gate.judge(store, f"gate-{s}", record, policy, plan, costs)
+            for s, (_, record), policy in runs
+        ],
         "at_once": at_once,
         "open_loop": gate.open_loop(plan, x, costs, again),
-        "named": gate.named(plan, policies[STORED], again),
+        "named": gate.named(plan, policies, again),
         "kink": gate.kink(store),
-        "clock": gate.clock(store, policies[STORED][0], plan),
+        "clock": gate.clock(store, policies[0], plan),
     }
 
 
@@ -317,7 +310,7 @@ def _gate_rows(e: Evidence) -> Iterator[Row]:
 
 
 def _shock_rows(e: Evidence) -> Iterator[Row]:
-    stored, wider = e.shocks[STORED], e.shocks[WIDER]
+    stored = e.shocks
     yield finding(
         "corridor.collisions",
         "With the filter no shock of 1,000 lets the agents collide",
@@ -339,14 +332,6 @@ def _shock_rows(e: Evidence) -> Iterator[Row]:
         ours=[row.gap for row in stored],
         criterion=below(GAP),
         control=Control("the old controls go on", [100 * (e.open_loop["shocks"] - 1)]),
-        unit="%",
-    )
-    yield finding(
-        "corridor.gap.wide",
-        "The same after 500 more steps with half of the starts where shocks lead, one network",
-        ours=[row.gap for row in wider],
-        criterion=below(GAP),
-        control=Control("before these steps", [row.gap for row in stored[:1]]),
         unit="%",
     )
 
@@ -418,12 +403,9 @@ def _gate_measurements(e: Evidence) -> Iterator[Row]:
         "corridor.at_once", BOOK, "shocks that throw the agents into each other, left out",
         100 * e.at_once, "%",
     )  # fmt: skip
-    for name, rows in e.shocks.items():
-        after = "" if name == STORED else ", after 500 more steps from far starts"
-        slug = "stored" if name == STORED else "wide"
-        for part, says, unit in PARTS:
-            values = [float(getattr(row, part)) for row in rows]
-            yield _measured(f"corridor.{slug}.{part}", BOOK, says + after, values, unit)
+    for part, says, unit in PARTS:
+        values = [float(getattr(row, part)) for row in e.shocks]
+        yield _measured(f"corridor.{part}", BOOK, says, values, unit)
     for name, rows in e.named.items():
         for part, says in (("nearest", ""), ("filtered_nearest", ", with the filter")):
             values = [getattr(row, part) for row in rows]
@@ -482,16 +464,9 @@ def ablation_table(e: Evidence) -> str:
 def shock_table(e: Evidence) -> str:
     """What 1,000 shocks do, one line a network."""
     lines = []
-    for name, found in e.shocks.items():
-        words = "stored" if name == STORED else "500 more steps"
-        for k, row in enumerate(found):
-            numbers = [
-                f"{row.plain}",
-                f"{row.filtered}",
-                f"{row.nearest:.3f}",
-                f"{row.filter:+.1f} %",
-            ]
-            costs = [f"{row.gap:+.0f} %", f"{row.median:+.1f} %"]
-            lines.append([f"{words}, seed {training.FIRST + k}", *numbers, *costs])
+    for k, row in enumerate(e.shocks):
+        numbers = [f"{row.plain}", f"{row.filtered}", f"{row.nearest:.3f}", f"{row.filter:+.1f} %"]
+        costs = [f"{row.gap:+.0f} %", f"{row.median:+.1f} %"]
+        lines.append([f"seed {training.FIRST + k}", *numbers, *costs])
     head = "network | collisions | with filter | least distance | filter costs"
     return table(f"{head} | above plans: mean | median", lines)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ctdl_lib.control import feedback
 from ctdl_lib.control.problem import Policy
-from ctdl_lib.potentials import PinnedPotential, Potential
+from ctdl_lib.potentials import Potential
 from ctdl_lib.references.transcription import Plan
 from machinery import instruments
 from machinery.store import Record, Store
@@ -53,15 +53,6 @@ def fits(store: Store, seed: int = 0) -> list[tuple[Potential, Record]]:
         training.fit(store, "gate", training.gate(), s, training.GATE)
         for s in seeds_of(store, seed, 3)
     ]
-
-
-def wide_fits(store: Store, seed: int = 0) -> list[tuple[Potential, Record]]:
-    """The first of them after 500 more steps, half of whose starts are where shocks lead."""
-    phi, record = fits(store, seed)[0]
-    assert isinstance(phi, PinnedPotential)
-    weights, s = phi.correction.state_dict(), seeds_of(store, seed)[0]
-    task, how = training.gate(), training.WIDE
-    return [training.fit(store, "gate-wide", task, s, how, record, weights)]
 
 
 def policy_of(phi: Potential) -> Policy:

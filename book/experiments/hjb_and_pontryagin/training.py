@@ -34,12 +34,6 @@ BOX: dict[str, Any] = HILL | {
     "weights": {"cost": 0.0, "hjb": 1.0}, "share": 0.5, "low": [-3.0, -3.0], "high": [3.0, 3.0],
 }  # fmt: skip
 
-# 500 more steps for the gate, with half of the starts as far away as shocks throw the agents
-WIDE: dict[str, Any] = GATE | {
-    "steps": 500, "lr": 0.01, "share": 0.5, "low": [-5.0, -5.0, -1.0, -5.0],
-    "high": [1.0, 1.0, 5.0, 1.0],
-}  # fmt: skip
-
 Terms = Callable[..., dict[str, Tensor]]
 
 
@@ -114,18 +108,9 @@ def steps_of(
 
 
 def fit(
-    store: Store,
-    name: str,
-    task: Task,
-    s: int,
-    how: dict[str, Any],
-    begin: Record | None = None,
-    weights: dict[str, Tensor] | None = None,
+    store: Store, name: str, task: Task, s: int, how: dict[str, Any]
 ) -> tuple[Potential, Record]:
-    """The trained potential in double precision, and its record.
-
-    A training may begin with the `weights` of another one, whose record is `begin`.
-    """
+    """The trained potential in double precision, and its record."""
     net, phi = untrained(task, how, s)
     size = 16 if store.run == "smoke" else how["batch"]
     settings = how | {
@@ -135,9 +120,6 @@ def fit(
         "walk": task.sampler is not None,
         "objective": task.objective.__name__,
     }
-    if begin is not None and weights is not None:
-        net.load_state_dict(weights)
-        settings["begin"] = begin.weights
 
     def training(steps: int, file: Path | None) -> Iterator[Step]:
         return steps_of(task, how, s, net, phi, steps=steps, size=size, file=file)
