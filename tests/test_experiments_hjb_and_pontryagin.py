@@ -107,6 +107,12 @@ def test_errors_over_the_box_are_relative_and_see_one_wrong_node():
     assert found.median == found.target == 0
 
 
+def test_a_committee_has_the_mean_of_the_errors_and_not_the_error_of_one():
+    known = grids.box().square().sum(1) + 1
+    found = [(AutodiffPotential(Scaled(known, by)), None) for by in (0.9, 1.14)]
+    assert hill.committee(known, found) == pytest.approx((2, 2, 2, 2))
+
+
 def test_the_target_is_the_node_that_the_errors_say():
     assert grids.box()[45 * grids.NODES + 45].tolist() == pytest.approx([1.5, 1.5])
 

@@ -53,6 +53,7 @@ class Evidence:
     judged: list[Judged]
     wide: list[Judged]
     boxes: dict[str, list[Box]]  # near starts, the residual alone from there, box
+    committees: dict[str, Box]  # of the means over seeds
     ablation: dict[str, list[Judged]]
     halved: list[Judged]
     gaps: list[Gap]
@@ -96,6 +97,7 @@ def gather(run: Run, device: str = "cpu", seed: int = 0) -> Evidence:
         judged=hill.judged(store, "hill", found, seed),
         wide=hill.judged(store, "box", wide, seed),
         boxes=boxes,
+        committees={NEAR: hill.committee(known, found), WIDE: hill.committee(known, wide)},
         ablation=hill.ablation(store, seed),
         halved=hill.judged(store, "halved", hill.halved_fits(store, seed), seed),
         gaps=[characteristics.gap(phi) for phi in characteristics.fits(store, seed)],
@@ -376,6 +378,12 @@ def _hill_measurements(e: Evidence) -> Iterator[Row]:
     values = [box.mean for box in e.boxes[ALONE]]
     says = f"mean error over the box: {NEAR}, residual alone"
     yield _measured("soc2d.box_error.alone", BOOK, says, values)
+    for part in ("mean", "max"):
+        says = (
+            f"error over the box of the mean of the networks with half of the starts there, {part}"
+        )
+        value = getattr(e.committees[WIDE], part)
+        yield Measurement(f"soc2d.committee.{part}", BOOK, says, value, "%")
     for label, row in e.ablation.items():
         name = label.replace(" + ", "_").replace(", ", "_").replace(" ", "_")
         yield _measured(

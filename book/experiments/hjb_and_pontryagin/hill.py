@@ -162,10 +162,21 @@ def judged(
 
 def over_box(known: Tensor, phi: Potential) -> Box:
     """The errors over the box, of which `known` has the values at t = 0."""
-    wrong = relative(known, phi).abs()
+    return box_of(relative(known, phi))
+
+
+def box_of(errors: Tensor) -> Box:
+    """What the errors at the nodes of the box say, in percent."""
+    wrong = errors.abs()
     middle = 45 * grids.NODES + 45  # the node (1.5, 1.5)
     numbers = wrong.mean(), wrong.median(), wrong.max(), wrong[middle]
     return Box(*(float(number) for number in numbers))
+
+
+def committee(known: Tensor, found: Sequence[tuple[Potential, Record]]) -> Box:
+    """The errors of the mean of several value functions."""
+    every = torch.stack([phi(0.0, grids.box()) for phi, _ in found])
+    return box_of(100 * (every.mean(0) / known - 1))
 
 
 def relative(known: Tensor, phi: Potential) -> Tensor:
