@@ -118,3 +118,9 @@ def best_price(store: Store, seed: int = 0) -> dict[str, float]:
         return dict(zip(("cost", "error"), price(policy, paths, seed=seed), strict=True))
 
     return store.measure("best", {"nodes": nodes, "times": 200, "paths": PATHS}, compute).numbers
+
+
+def straight_price(store: Store, seed: int = 0) -> float:
+    """The cost of the feedback that does not know the hill, on the same noise."""
+    policy = feedback(PROBLEM, PROBLEM.linear_quadratic.value())
+    return price(policy, 16 if store.run == "smoke" else PATHS, seed=seed)[0]

@@ -106,8 +106,8 @@ def fits(store: Store, seed: int = 0) -> list[tuple[Potential, Record]]:
 
 
 def wide_fits(store: Store, seed: int = 0) -> list[tuple[Potential, Record]]:
-    """The value functions that also learn from starts all over the box."""
-    return [training.fit(store, "box", training.hill(), s, BOX) for s in seeds_of(store, seed)]
+    """The value functions that also learn from starts all over the box, of four seeds."""
+    return [training.fit(store, "box", training.hill(), s, BOX) for s in seeds_of(store, seed, 4)]
 
 
 def halved_fits(store: Store, seed: int = 0) -> list[tuple[Potential, Record]]:
@@ -137,15 +137,10 @@ def exam(store: Store, phi: Potential, seed: int = 0) -> Judged:
     return Judged(*errors, grids.price(policy, 16 if smoke else grids.PATHS, seed=seed)[0])
 
 
-def key_of(store: Store) -> dict[str, Any]:
-    """The settings of the exam."""
-    nodes = grids.sizes(store)[0]
-    return {"grid": nodes, "paths": grids.PATHS, "protocol": [256, 0.4, 20]}
-
-
 def judge(store: Store, name: str, record: Record, phi: Potential, seed: int = 0) -> Judged:
     """The result of the exam, as stored."""
-    key = {"weights": record.weights} | key_of(store)
+    key = {"weights": record.weights, "grid": grids.sizes(store)[0], "paths": grids.PATHS}
+    key |= {"protocol": [256, 0.4, 20]}
     found = store.measure(f"{name}-judged", key, lambda: exam(store, phi, seed)._asdict())
     return Judged(**found.numbers)
 
@@ -184,11 +179,22 @@ def relative(known: Tensor, phi: Potential) -> Tensor:
     return 100 * (phi(0.0, grids.box()) / known - 1)
 
 
-def without_hill(store: Store, seed: int = 0) -> Judged:
-    """The result of the value function without the hill, whose feedback goes straight over it."""
-    phi = grids.PROBLEM.linear_quadratic.value()
-    found = store.measure("without-hill", key_of(store), lambda: exam(store, phi, seed)._asdict())
-    return Judged(**found.numbers)
+def at_tests(store: Store, seed: int = 0) -> Tensor:
+    """The reference at the 256 starts of the test."""
+    nodes, count = grids.sizes(store)[0], 16 if store.run == "smoke" else 256
+
+    def compute() -> dict[str, list[float]]:
+        x, _ = starts(count, seed)
+        return {"known": [grids.rounded(v) for v in grids.reference(nodes)(0.0, x)]}
+
+    key = {"grid": nodes, "starts": count, "seed": seed}
+    return torch.tensor(store.measure("tests", key, compute).numbers["known"], **DOUBLE)
+
+
+def error_at_tests(known: Tensor, phi: Potential, seed: int = 0) -> float:
+    """The mean error at the starts of the test, where the reference is known, in percent."""
+    x, _ = starts(len(known), seed)
+    return 100 * float((phi(0.0, x) / known - 1).abs().mean())
 
 
 def ablation(store: Store, seed: int = 0) -> dict[str, list[Judged]]:
