@@ -109,7 +109,7 @@ def test_errors_over_the_box_are_relative_and_see_one_wrong_node():
 
 def test_a_committee_has_the_mean_of_the_errors_and_not_the_error_of_one():
     known = grids.box().square().sum(1) + 1
-    found = [(AutodiffPotential(Scaled(known, by)), None) for by in (0.9, 1.14)]
+    found = [AutodiffPotential(Scaled(known, by)) for by in (0.9, 1.14)]
     assert hill.committee(known, found) == pytest.approx((2, 2, 2, 2))
 
 

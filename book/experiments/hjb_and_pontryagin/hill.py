@@ -168,9 +168,9 @@ def box_of(errors: Tensor) -> Box:
     return Box(*(float(number) for number in numbers))
 
 
-def committee(known: Tensor, found: Sequence[tuple[Potential, Record]]) -> Box:
+def committee(known: Tensor, found: Sequence[Potential]) -> Box:
     """The errors of the mean of several value functions."""
-    every = torch.stack([phi(0.0, grids.box()) for phi, _ in found])
+    every = torch.stack([phi(0.0, grids.box()) for phi in found])
     return box_of(100 * (every.mean(0) / known - 1))
 
 

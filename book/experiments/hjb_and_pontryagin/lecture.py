@@ -218,5 +218,9 @@ def draw_shocks(found: Results) -> None:
     axes[1].loglog(plain.cost[hit], kept.cost[hit], "X", c=WARM, ms=5, label="collided without")
     ends = [float(plain.cost.min()), float(plain.cost.max())]
     axes[1].plot(ends, ends, c="black", lw=0.8, ls=":")
+    ticks = [50, 100, 200, 400, 800]
+    for scale in (axes[1].set_xticks, axes[1].set_yticks):
+        scale(ticks, [f"{tick}" for tick in ticks])
+    axes[1].minorticks_off()
     axes[1].set(xlabel="cost of the feedback", ylabel="cost with filter")
     axes[1].legend()
