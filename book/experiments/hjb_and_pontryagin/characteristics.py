@@ -69,7 +69,7 @@ def gap(phi: Potential) -> Gap:
     size = np.linalg.norm(true[2:])
     wrong = [100 * float(np.linalg.norm(true[2:].T - q) / size) for q in (p, straight)]
     far = float(np.abs(true[:2].T - x).max())
-    return Gap(far, *wrong, float(phi(0.0, grids.point(grids.SIDE))), float(path.cost))
+    return Gap(far, wrong[0], wrong[1], float(phi(0.0, grids.point(grids.SIDE))), float(path.cost))
 
 
 def fan(angles: Tensor, *, reach: float = 0.035, steps: int = 200) -> Tensor:

@@ -129,7 +129,8 @@ def judge(
             int(plain.collides.sum()),
             int(kept.collides.sum()),
             float(kept.nearest.min()),
-            *more,
+            more[0],
+            more[1],
             100 * float(few.mean() / again.mean() - 1),
             100 * float((few / again).median() - 1),
         )._asdict()

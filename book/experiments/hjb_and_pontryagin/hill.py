@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ctdl_lib.control import feedback, hjb_residual, rollout
-from ctdl_lib.control.problem import ControlProblem, Policy
+from ctdl_lib.control.problem import Policy
 from ctdl_lib.potentials import Potential
+from ctdl_lib.problems.control import Obstacle
 from machinery.store import Record, Store
 
 from . import grids, training
@@ -44,19 +45,15 @@ def still(t: Any, x: Tensor) -> Tensor:
     return torch.zeros_like(x)
 
 
-class Halved:
-    """A problem as the published penalty sees it, with half of the noise's trace."""
-
-    def __init__(self, problem: ControlProblem):
-        self.problem = problem
-        self.diffusion = problem.diffusion / math.sqrt(2)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.problem, name)
+def halved(problem: Obstacle) -> Obstacle:
+    """The problem as the published penalty sees it, with half of σσᵀ."""
+    known = problem.linear_quadratic
+    less = replace(known, diffusion=known.diffusion / math.sqrt(2))
+    return replace(problem, linear_quadratic=less)
 
 
 def contradictory(
-    problem: ControlProblem,
+    problem: Obstacle,
     phi: Potential,
     x: Tensor,
     *,
@@ -68,7 +65,7 @@ def contradictory(
     """The cost of paths with all of the noise, and a residual with half of it."""
     paths = rollout(problem, feedback(problem, phi), x, steps=steps, generator=generator)
     t, points = paths.t.repeat_interleave(len(x)), paths.x.detach().flatten(0, 1)
-    residual = hjb_residual(Halved(problem), phi, t, points)
+    residual = hjb_residual(halved(problem), phi, t, points)
     return {"cost": paths.cost.mean(), "hjb": hjb * residual.abs().mean()}
 
 
@@ -134,7 +131,8 @@ def exam(store: Store, phi: Potential, seed: int = 0) -> Judged:
     x, g = starts(16 if smoke else 256, seed)
     path = rollout(grids.PROBLEM, policy, x, steps=20, generator=g)
     errors = [percent(phi, known, float(path.t[k]), path.x[k]) for k in TIMES.values()]
-    return Judged(*errors, grids.price(policy, 16 if smoke else grids.PATHS, seed=seed)[0])
+    cost, _ = grids.price(policy, 16 if smoke else grids.PATHS, seed=seed)
+    return Judged(errors[0], errors[1], errors[2], cost)
 
 
 def judge(store: Store, name: str, record: Record, phi: Potential, seed: int = 0) -> Judged:

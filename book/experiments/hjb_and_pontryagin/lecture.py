@@ -174,7 +174,7 @@ def draw_gate(found: Results) -> None:
     for ax, name in zip(axes, ("undisturbed", *NAMED), strict=True):
         axis = np.linspace(-6, 6, 121)
         ax.contourf(axis, axis, hills, levels=5, cmap="Greys", alpha=0.6)
-        paths = {"-": corridor.undisturbed(policy).x[:, 0]}
+        paths: dict[str, Tensor] = {"-": corridor.undisturbed(policy).x[:, 0]}
         if name in NAMED:
             x = best.x[AT] + torch.tensor(NAMED[name], **DOUBLE)
             after = (corridor.after(p, x[None]).x[:, 0] for p in (policy, Filtered(policy)))
