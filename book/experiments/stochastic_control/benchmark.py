@@ -16,7 +16,7 @@ from ctdl_lib.learning import Step, cosine, train
 from machinery.store import Store
 
 from .radial import LogarithmicTarget
-from .shifted import BATCH, D, SEEDS, Curve, few
+from .shifted import BATCH, SEEDS, Curve, D, few
 from .solvers import (
     FBSNN,
     STEPS,

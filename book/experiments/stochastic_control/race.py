@@ -1,4 +1,4 @@
-"""The race on the shifted problem: DeepBSDE and FBSNN against own paths, judged on common states."""
+"""The race on the shifted problem: DeepBSDE and FBSNN against own paths, on common states."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ctdl_lib.learning import cosine, train
 from machinery.store import Store
 
 from . import shifted
-from .shifted import BATCH, D, PROBLEM, Curve, Recorder, Setting, few, judge
+from .shifted import BATCH, EVERY, PROBLEM, Curve, D, Recorder, Setting, few, judge
 from .solvers import FBSNN, STEPS, DeepBSDE, noise_of
 
 OURS, RAISSI, DEEP = "ours", "FBSNN", "DeepBSDE"
@@ -40,7 +40,7 @@ def _raissi(seed: int, **how: Any) -> FBSNN:
     return FBSNN(seed, PROBLEM, **how)
 
 
-DEEP_HOW = {"height": 1000.0, "gain": 1.0, "centred": True}
+DEEP_HOW = {"height": 1000.0, "gain": 0.01, "centred": True}
 RAISSI_HOW = {"height": 1000.0}
 RIVALS = {  # the first two with settings that were chosen on seed 1 of this problem
     RAISSI: Rival(partial(_raissi, **RAISSI_HOW), "race-fbsnn", 0.001, True, RAISSI_HOW),
@@ -51,7 +51,7 @@ RIVALS = {  # the first two with settings that were chosen on seed 1 of this pro
 
 
 def history(rival: Rival, seed: int, steps: int, *, smoke: bool = False) -> Curve:
-    """What the judge says every 100 iterations, and the processor's seconds of training."""
+    """What the judge says every 50 iterations, and the processor's seconds of training."""
     model, count, steps = rival.make(seed), 8 if smoke else BATCH, 4 if smoke else steps
     judging = judge(16 if smoke else 256)
 
@@ -64,7 +64,7 @@ def history(rival: Rival, seed: int, steps: int, *, smoke: bool = False) -> Curv
     def batch(k: int) -> tuple[Tensor, Tensor]:
         return torch.zeros(count, D), noise_of(count, 10_000 * seed + k)
 
-    recorder = Recorder(look, 2 if smoke else 100)
+    recorder = Recorder(look, 2 if smoke else EVERY)
     rate = cosine(rival.lr, steps) if rival.falls else rival.lr
     for _ in recorder(train(model, lambda m, b: m.loss(*b), batch, steps=steps, lr=rate)):
         pass
@@ -76,7 +76,7 @@ def rivals(store: Store, seed: int = 0) -> dict[str, list[Curve]]:
     found: dict[str, list[Curve]] = {}
     for name, rival in RIVALS.items():
         key = {"lr": rival.lr, "falls": rival.falls, "steps": RUN_STEPS, "batch": BATCH}
-        key |= {"times": STEPS, "paths": 256, "every": 100} | rival.how
+        key |= {"times": STEPS, "paths": 256, "every": EVERY} | rival.how
         smoke = store.run == "smoke"
         found[name] = [
             store.measure(
@@ -95,11 +95,11 @@ def ours(store: Store, setting: Setting, seed: int) -> Curve:
     smoke = store.run == "smoke"
 
     def compute() -> Curve:
-        if smoke or len(curve.get("steps", ())) == setting.steps // 100:
+        if smoke or len(curve.get("steps", ())) == setting.steps // EVERY:
             return curve
         return shifted.curve_of(setting, seed)
 
-    key = {"weights": record.weights, "paths": 256, "every": 100}
+    key = {"weights": record.weights, "paths": 256, "every": EVERY}
     return store.measure(f"{setting.name}-{seed}-curve", key, compute).numbers
 
 

@@ -1,7 +1,7 @@
 """Three neural solvers for dx = 2u dt + σ dW with L = ‖u‖², on paths in the same form.
 
-For this problem u = −∇Φ, and Itô's formula reads dΦ = ‖∇Φ‖² dt + ∇Φᵀdx on *any* path. So each solver
-has a value and a gradient at all nodes of any path, those that it is trained on or others.
+For this problem u = −∇Φ, and Itô's formula reads dΦ = ‖∇Φ‖² dt + ∇Φᵀdx on *any* path. So each
+solver has a value and a gradient at all nodes of any path, those that it is trained on or others.
 """
 
 import math
