@@ -297,9 +297,16 @@ def test_planted_corners_turn_sampling_and_loss(found):
     at = {("own", "with_cost"): cheap, ("own", "penalties"): dear}
     at |= {("walk", "with_cost"): dear, ("walk", "penalties"): [9000.0, 9001.0, 9002.0]}
     rows = judged_rows(dataclasses.replace(found, corners=at))
-    ids = ("sampling.with_cost", "sampling.penalties", "loss.own", "loss.walk")
+    ids = (
+        "sampling.with_cost",
+        "sampling.penalties",
+        "loss.own",
+        "loss.walk",
+        "loss_over_sampling",
+    )
     assert {rows[f"soc100shift.{id}"].verdict for id in ids} == {"supported"}
-    mixed = dataclasses.replace(found, corners=at | {("walk", "with_cost"): cheap})
+    better = [cost - 50 for cost in cheap]
+    mixed = dataclasses.replace(found, corners=at | {("walk", "with_cost"): better})
     assert judged_rows(mixed)["soc100shift.sampling.with_cost"].verdict == "refuted"
 
 

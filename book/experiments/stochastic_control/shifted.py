@@ -276,7 +276,10 @@ def fit(store: Store, setting: Setting, seed: int) -> tuple[Potential, Any, Curv
     recorder = Recorder(lambda: _judged(phi, smoke), 2 if smoke else EVERY)
 
     def training(steps: int, checkpoint: Path | None) -> Iterator[Step]:
-        return recorder(_steps(setting, phi, seed, steps, checkpoint, 8 if smoke else BATCH))
+        found = _steps(setting, phi, seed, steps, checkpoint, 8 if smoke else BATCH)
+        # a resumed training first repeats its records, and the weights are not those of then
+        resumed = checkpoint is not None and checkpoint.exists()
+        return found if resumed else recorder(found)
 
     name, key = f"{setting.name}-{seed}", setting.key(seed)
     record = store.fit(name, phi, key, training, dtype=torch.float16)
