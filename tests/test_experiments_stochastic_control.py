@@ -56,7 +56,7 @@ def test_deepbsde_with_the_exact_gradient_sums_up_the_exact_value_on_any_path(co
         true = solvers.along(exact, nodes)
         errors.append(summed(problem, nodes, true, true.slope))
     assert min(observed_orders(errors, [64.0, 16.0, 4.0])) > 0.4
-    assert summed(problem, nodes, true, 0.7 * true.slope) > 4 * errors[-1]
+    assert summed(problem, nodes, true, 0.0 * true.slope) > 4 * errors[-1]
 
 
 def summed(problem, nodes, true, slopes):

@@ -196,13 +196,17 @@ def _faster_rows(e: Evidence) -> Iterator[Row]:
 
 
 def _faster_shifted_rows(e: Evidence) -> Iterator[Row]:
+    cost = lambda curves: judged_excess(e, curves)  # noqa: E731
     ours, seconds = e.race[OURS], least_seconds(e.tuned)
     for name in (RAISSI, DEEP):
-        yield _less(
+        yield Claim(
             f"soc100shift.faster.{SHORT[name]}",
             f"Own paths converge faster than {name} on the modified problem: log₂ of the cost "
             f"above the best after {ours[0]['steps'][-1]:g} iterations each",
-            (judged_excess(e, ours), name, judged_excess(e, e.race[name])),
+            SLIDE,
+            ours=cost(ours),
+            criterion=below_control(),
+            control=nearest(e, name, cost),
         )
     pairs = zip(*(judged_excess(e, e.race[n], seconds) for n in (RAISSI, DEEP)), strict=True)
     yield _less(

@@ -46,6 +46,7 @@ def few(store: Store, seed: int) -> list[int]:
 # --- references ---------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def price(policy: Policy, steps: int = STEPS, paths: int = PATHS) -> float:
     """The mean cost of a policy from the origin, on noise that is the same for all."""
     x = torch.zeros(paths, D, dtype=torch.float64)
