@@ -186,6 +186,20 @@ def best_cost(
 ) -> float:
     """The least expected cost from distance r to the target, with one constant control per step.
 
+    It is V₀(r) of `stepwise_values`.
+
+    Raises:
+        ValueError: `steps` is below 1, or the target has dimension 1, where the distance alone does
+            not determine the state.
+    """
+    return float(stepwise_values(problem, r, steps=steps, nodes=nodes, points=points)[0](r))
+
+
+def stepwise_values(
+    problem: LogarithmicTarget, r: float, *, steps: int, nodes: int = 1600, points: int = 12
+) -> list[CubicSpline]:
+    """The value functions V₀, …, V_N of the distance to the target, with N = `steps` steps.
+
     Dynamic programming computes Vₖ(r) = min_m {(m − r)²/4h + E Vₖ₊₁(‖m e₁ + σ√h Z‖)} with V_N = G.
     The optimal control is radial, and without noise it would lead to the distance m.
     Vₖ is a cubic spline with `nodes` nodes in [0, 4r/3 + 10σ√T]. The expectation is computed by
@@ -206,12 +220,12 @@ def best_cost(
     weights = np.outer(w_along / w_along.sum(), w_across / w_across.sum())
     ahead = (radius[:, None] + s * along) ** 2
     reached = np.sqrt(ahead[:, :, None] + 2 * s**2 * across)
-    value = problem.weight * np.log(0.5 + 0.5 * radius**2)
+    values = [CubicSpline(radius, problem.weight * np.log(0.5 + 0.5 * radius**2))]
     price = (radius[None] - radius[:, None]) ** 2 / (4 * h)
     for _ in range(steps):
-        expected = (CubicSpline(radius, value)(reached) * weights).sum((1, 2))
-        value = _parabolic_minimum(price + expected[None])
-    return float(CubicSpline(radius, value)(r))
+        expected = (values[-1](reached) * weights).sum((1, 2))
+        values.append(CubicSpline(radius, _parabolic_minimum(price + expected[None])))
+    return values[::-1]
 
 
 def _parabolic_minimum(table: np.ndarray) -> np.ndarray:
