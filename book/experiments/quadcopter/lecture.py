@@ -30,7 +30,7 @@ from .contests import (
     STOCHASTIC,
     Contests,
 )
-from .flights import DISTURBANCES, linear, name_of, network, open_loop, wind
+from .flights import DISTURBANCES, FIRST, linear, name_of, network, open_loop, wind
 from .training import CHAPTER, Fitted
 
 SENTENCES = (
@@ -156,7 +156,7 @@ def draw_live(
         ax.plot(x[:, :, 0], x[:, :, 1], lw=0.8, c=plotting.COLORS[0])
         ax.plot(*start[:2], "ko")
         ax.plot(*target[:2], "k*", ms=10)
-        ax.set(xlabel="place", title=title, xlim=(-3, 4), ylim=(-6, 4))
+        ax.set(xlabel="place", title=title, xlim=(-3, 4), ylim=(-4, 4))
     axes[1].set_ylabel("height")
 
 
@@ -185,9 +185,17 @@ def draw_gains(found: Results) -> None:
 
 
 def excess(found: Results, name: str, condition: str) -> tuple[float, float]:
-    """What is paid more than by MPC on the same flights, and its standard error, in percent."""
-    bar, tables = found.contests.winds[MPC][0][condition], found.contests.winds[name]
-    mine = [fmean(row) for row in zip(*(t[condition][: len(bar)] for t in tables), strict=True)]
+    """What is paid more than by MPC on the same flights, and its standard error, in percent.
+
+    Where only a mean of MPC is known, the error is not, and is zero.
+    """
+    tables = found.contests.winds[name]
+    bar = found.contests.winds[MPC][0].get(condition)
+    flights = FIRST if bar is None else len(bar)
+    each = (table[condition][:flights] for table in tables)
+    mine = [fmean(row) for row in zip(*each, strict=True)]
+    if bar is None:
+        return 100 * (fmean(mine) / found.contests.first[condition]["mean"] - 1), 0.0
     apart = [100 * (a - b) / fmean(bar) for a, b in zip(mine, bar, strict=True)]
     return fmean(apart), stdev(apart) / math.sqrt(len(apart))
 
@@ -196,8 +204,8 @@ def draw_gaps(found: Results) -> None:
     """Draw what controllers pay more than MPC, by steps and strength of the wind."""
     _, axes = plt.subplots(1, 2, figsize=(8.6, 3.0))
     shown = {0.2: (STOCHASTIC, LINEAR, BLEND), 0.4: (STOCHASTIC, BOUNDED, BLEND)}
+    there = {**found.contests.winds[MPC][0], **found.contests.first}
     for ax, (sigma, names) in zip(axes, shown.items(), strict=True):
-        there = found.contests.winds[MPC][0]
         steps = [n for n in plans.STEPS if name_of(sigma, n) in there]
         for shift, name in zip((-0.12, 0, 0.12), names, strict=True):
             pairs = [excess(found, name, name_of(sigma, n)) for n in steps]
@@ -209,7 +217,7 @@ def draw_gaps(found: Results) -> None:
         ax.axhline(0, c="black", lw=1)
         ax.set_xticks(range(len(steps)), [f"{n} steps" for n in steps])
         ax.set_title(f"σ = {sigma:g}", fontsize=9)
-        ax.legend(fontsize=7)
+        ax.legend(fontsize=7, loc="upper center")
     axes[0].set_ylabel("percent above MPC")
     axes[1].set_yscale("symlog", linthresh=30)
 
