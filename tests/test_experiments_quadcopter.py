@@ -95,14 +95,21 @@ def test_the_recursion_is_scipys_where_the_copter_is_linear():
     torch.testing.assert_close(along.P[-41, 0], P, rtol=1e-6, atol=1e-6)
 
 
-def test_the_linear_feedback_follows_its_plan_and_the_quadratic_form_agrees_on_it():
+def test_the_linear_feedback_follows_its_plan():
     along, plan = plans.along(50), plans.best(50)
     for policy in (along.linear(), along.planned()):
         path = rollout(plans.CALM, policy, at_rest(1), steps=50)
         assert path.cost.item() == pytest.approx(plan.cost, rel=1e-6)
-    # a step is paid for by its end, so that slopes at its start give controls that differ by O(h)
-    u = flights.quadratic(50)(0.0, plan.x[:1])
-    assert (u - plan.u[:1]).norm() < 0.1 * plan.u[0].norm()
+
+
+def test_on_the_plan_the_quadratic_form_gives_its_controls_up_to_a_step():
+    """A step is paid for by its end, so slopes at its start give controls that differ by O(h)."""
+    off = [
+        (flights.quadratic(n)(0.0, plans.best(n).x[:1]) - plans.best(n).u[:1]).norm().item()
+        for n in (50, 100)
+    ]
+    assert off[0] < 0.25 * plans.best(50).u[0].norm()
+    assert off[1] == pytest.approx(off[0] / 2, rel=0.2)
 
 
 def test_plans_of_several_flights_are_expanded_as_one_by_one():
@@ -121,7 +128,7 @@ def test_the_straight_guess_ends_in_a_trap():
 def test_a_plan_from_another_start_is_no_worse_than_the_shifted_one():
     start = plans.QUAD.start + torch.tensor([0.5, -0.5, 0.3] + 9 * [0.0], **DOUBLE)
     plan = plans.plan_from(start, 50)
-    assert torch.equal(plan.x[0], start)
+    torch.testing.assert_close(plan.x[0], start)
     paid = rollout(plans.CALM, flights.linear(50), start[None], steps=50).cost.item()
     assert plan.cost < paid
 
@@ -315,7 +322,7 @@ def test_planted_costs_turn_the_verdict_on_linear_feedback(found):
             contests.OPEN: [{"0.2 50": [9e9] * 30}],
         }
         three = {name: 3 * tables[:1] for name, tables in found.disturbed.items()}
-        planted = dataclasses.replace(found, winds=winds, disturbed=three)
+        planted = dataclasses.replace(found, winds=winds, disturbed=three, anew=[2000.0] * 6)
         rows = {row.id: row for row in evidence.rows(planted)}
         assert rows["quad.beats_linear.sigma02.nt50"].verdict == verdict
         gap = rows["quad.gap_to_mpc.sigma02.nt50"]

@@ -118,10 +118,15 @@ def contest(
     return store.measure(f"flown-{name}", key, compute).numbers
 
 
+@cache
+def planner(steps: int) -> Replanner:
+    """Model predictive control from the start, whose solvers take long to set up."""
+    return Replanner(plans.SYMBOLS, plans.best(steps))
+
+
 def replanned(store: Store) -> Costs:
     """The costs of model predictive control, of fewer flights: the first ones."""
     found: Costs = {}
-    planners: dict[int, Replanner] = {}  # whose solvers take long to set up
     for sigma, steps in conditions_of(store, MPC_CONDITIONS):
         if not sigma:  # a new plan from a state of the best plan is the rest of this plan
             found[name_of(sigma, steps)] = [round(plans.best(steps).cost, 1)]
@@ -130,9 +135,7 @@ def replanned(store: Store) -> Costs:
         key = {"sigma": sigma, "steps": steps, "flights": MPC_FLIGHTS[steps], "winds": WINDS}
 
         def compute(sigma: float = sigma, steps: int = steps, flights: int = flights) -> Costs:
-            if steps not in planners:
-                planners[steps] = Replanner(plans.SYMBOLS, plans.best(steps))
-            return {"costs": rounded(fly(planners[steps], sigma, steps, flights))}
+            return {"costs": rounded(fly(planner(steps), sigma, steps, flights))}
 
         name = f"mpc-{sigma:g}-{steps}"
         found[name_of(sigma, steps)] = store.measure(name, key, compute).numbers["costs"]
@@ -147,8 +150,7 @@ def mean_costs_of_mpc(store: Store) -> dict[str, dict[str, float]]:
     def compute() -> dict[str, dict[str, float]]:
         found = {}
         for sigma, steps in conditions:
-            policy = Replanner(plans.SYMBOLS, plans.best(steps))
-            costs = fly(policy, sigma, steps, flights)
+            costs = fly(planner(steps), sigma, steps, flights)
             spread = float(costs.std(correction=0))
             found[f"{sigma} {steps}"] = {"mean": float(costs.mean()), "std": spread}
         return found
@@ -169,50 +171,55 @@ class Scene:
     x: Tensor
 
 
-def scene(name: str, flights: int = FLIGHTS, seed: int = WINDS) -> Scene:
+def scene(name: str, flights: int = FLIGHTS) -> Scene:
     """One of `DISTURBANCES`; the first flights are the same, however many there are."""
     x, sigma = plans.QUAD.start.expand(flights, 12), AT[0]
     if name == "starts":
-        drawn = starts(MOST, seeded(seed + 10), dtype=torch.float64)
+        drawn = starts(MOST, seeded(WINDS + 10), dtype=torch.float64)
         return Scene(Disturbed(sigma), drawn[:flights])
     how: dict[str, dict[str, Any]] = {
         "none": {},
-        "gust": {"gust": sideways(MOST, seeded(seed + 11))[:flights]},
+        "gust": {"gust": sideways(MOST, seeded(WINDS + 11))[:flights]},
         "mass": {"mass": 1.2},
         "rotor": {"loss": 0.15},
     }
     return Scene(Disturbed(sigma, **how[name]), x)
 
 
-def disturbed_costs(policy: Policy, name: str, flights: int, seed: int = WINDS) -> Tensor:
+def steps_of(store: Store) -> int:
+    """The number of steps of flights with disturbances; in a trial run fewer."""
+    return plans.STEPS[0] if store.run == "smoke" else AT[1]
+
+
+def disturbed_costs(policy: Policy, name: str, steps: int, flights: int) -> Tensor:
     """The costs of flights with a disturbance."""
-    at = scene(name, flights, seed)
-    return fly(policy, *AT, flights, problem=at.problem, x=at.x, seed=seed)
+    at = scene(name, flights)
+    return fly(policy, AT[0], steps, flights, problem=at.problem, x=at.x)
 
 
 def disturbed(store: Store, name: str, make: Make, **key: Any) -> Costs:
     """The costs of a controller with each disturbance."""
-    flights, steps = 8 if store.run == "smoke" else FLIGHTS, AT[1]
+    flights, steps = 8 if store.run == "smoke" else FLIGHTS, steps_of(store)
 
     def compute() -> Costs:
-        return {d: rounded(disturbed_costs(make(steps), d, flights)) for d in DISTURBANCES}
+        return {d: rounded(disturbed_costs(make(steps), d, steps, flights)) for d in DISTURBANCES}
 
     key |= {"disturbances": list(DISTURBANCES), "flights": FLIGHTS, "winds": WINDS}
     return store.measure(f"disturbed-{name}", key, compute).numbers
 
 
-def own_plans(flights: int, seed: int = WINDS) -> list[Plan]:
+def own_plans(flights: int, steps: int) -> list[Plan]:
     """A plan from the start of each flight of the scene "starts"."""
-    return [plans.plan_from(x) for x in scene("starts", flights, seed).x]
+    return [plans.plan_from(x, steps) for x in scene("starts", flights).x]
 
 
 def planned_anew(store: Store) -> list[float]:
     """From other starts: the linear feedback along a plan of its own for each flight."""
-    flights = 2 if store.run == "smoke" else OWN_PLANS
+    flights, steps = 2 if store.run == "smoke" else OWN_PLANS, steps_of(store)
 
     def compute() -> Costs:
-        along = plans.expanded(own_plans(flights))
-        return {"linear": rounded(disturbed_costs(along.linear(), "starts", flights))}
+        along = plans.expanded(own_plans(flights, steps))
+        return {"linear": rounded(disturbed_costs(along.linear(), "starts", steps, flights))}
 
     key = {"flights": OWN_PLANS, "winds": WINDS}
     return store.measure("own-plans", key, compute).numbers["linear"]
@@ -220,13 +227,12 @@ def planned_anew(store: Store) -> list[float]:
 
 def replanned_disturbed(store: Store) -> Costs:
     """The costs of model predictive control with some disturbances, of fewer flights."""
-    flights = 2 if store.run == "smoke" else MPC_DISTURBED
-    names = ("gust",) if store.run == "smoke" else MPC_SCENES
-    replan, found = Replanner(plans.SYMBOLS, plans.best(AT[1])), {}
-    for name in names:
+    flights, steps = 2 if store.run == "smoke" else MPC_DISTURBED, steps_of(store)
+    found: Costs = {}
+    for name in MPC_SCENES:
 
         def compute(name: str = name) -> Costs:
-            return {"costs": rounded(disturbed_costs(replan, name, flights))}
+            return {"costs": rounded(disturbed_costs(planner(steps), name, steps, flights))}
 
         key = {"disturbance": name, "flights": MPC_DISTURBED, "winds": WINDS}
         found[name] = store.measure(f"mpc-{name}", key, compute).numbers["costs"]
