@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from functools import partial
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
@@ -26,7 +27,7 @@ from experiments.quadcopter.disturbances import ARM, DRAG, GUST, Disturbed, side
 from machinery import claims
 from machinery.store import Store
 
-DOUBLE = {"dtype": torch.float64}
+DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 
 pytestmark = pytest.mark.usefixtures("as_the_book_computes")
 
@@ -157,6 +158,8 @@ def test_the_first_flights_of_a_scene_are_the_same_however_many_there_are(name):
     few, many = flights.scene(name, 5), flights.scene(name, 70)
     assert torch.equal(few.x, many.x[:5])
     if name == "gust":
+        assert few.problem.gust is not None
+        assert many.problem.gust is not None
         assert torch.equal(few.problem.gust, many.problem.gust[:5])
 
 
@@ -323,7 +326,7 @@ def test_planted_costs_turn_the_verdict_on_linear_feedback(found):
         }
         three = {name: 3 * tables[:1] for name, tables in found.disturbed.items()}
         planted = dataclasses.replace(found, winds=winds, disturbed=three, anew=[2000.0] * 6)
-        rows = {row.id: row for row in evidence.rows(planted)}
+        rows = {r.id: r for r in evidence.rows(planted) if isinstance(r, claims.Claim)}
         assert rows["quad.beats_linear.sigma02.nt50"].verdict == verdict
         gap = rows["quad.gap_to_mpc.sigma02.nt50"]
         assert gap.ours[0] == pytest.approx(100 * (factor - 1), abs=0.1)
