@@ -1,0 +1,244 @@
+"""Four learners that spend solves: two that know the solver, and two that see it from outside."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from stable_baselines3 import PPO, TD3
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import Tensor, nn
+
+from ctdl_lib.control import objective, rollout
+from ctdl_lib.control.rollouts import Rollout
+from ctdl_lib.learning import cosine, train
+
+from .environments import ControlEnvironment
+from .mitigation import SourceMitigation, draw_basins
+from .networks import WIDEST, Encoder, picture, steering, untrained
+
+STEPS = 25
+WORKERS = 8  # environments of an agent
+SLICE = 4000  # solves between two exams
+FEW = 50  # in a trial run
+AGENTS = ("ppo", "td3")
+
+
+def seeded(s: int) -> torch.Generator:
+    """A generator with this seed."""
+    return torch.Generator().manual_seed(s)
+
+
+def draw(count: int, s: int, nodes: int = 17, **box: Any) -> SourceMitigation:
+    """So many random basins."""
+    return SourceMitigation(draw_basins(count, seeded(s), **box), nodes=nodes)
+
+
+class Learner(NamedTuple):
+    """The model that acts, and its training, which yields the number of solves so far."""
+
+    model: nn.Module
+    training: Iterator[int]
+
+
+def learner(kind: str, seed: int, how: dict[str, Any], *, few: bool = False) -> Learner:
+    """A learner before its training."""
+    torch.manual_seed(seed)
+    if kind in AGENTS:
+        found = agent(kind, seed, few=few, **how)
+        model = found.policy if kind == "ppo" else found.actor
+        return Learner(model, _model_free(found, how, FEW if few else SLICE))
+    model = untrained(kind)
+    if kind == "split":
+        return Learner(model, _split(model, seed, few=few, **how))
+    return Learner(model, _model_based(kind, model, seed, few=few, **how))
+
+
+# --- learners that know the solver --------------------------------------------------------------
+
+
+def _basins(seed: int, k: int, batch: int, few: bool) -> SourceMitigation:
+    """The fresh basins of iteration k."""
+    return draw(2 if few else batch, 10_000 * seed + k)
+
+
+def _rate(lr: float, decay: int, batch: int) -> float | Callable[[int], float]:
+    """The learning rate: constant, or down to zero after that many solves."""
+    return cosine(lr, decay // (2 * STEPS * batch)) if decay else lr
+
+
+def _model_based(
+    kind: str,
+    model: Any,
+    seed: int,
+    *,
+    lr: float,
+    batch: int,
+    clip: float | None,
+    beta: float = 0.0,
+    decay: int = 0,
+    few: bool = False,
+) -> Iterator[int]:
+    """Train the value function, or a direct policy, through the solver."""
+    solves, drawn = 0, []
+
+    def basins(k: int) -> SourceMitigation:
+        drawn[:] = [_basins(seed, k, batch, few)]
+        return drawn[0]
+
+    def loss(_: nn.Module, problem: SourceMitigation) -> Any:
+        x = problem.start.float()
+        if kind != "hjb":
+            return rollout(problem, steering(kind, model, problem), x, steps=STEPS).cost.mean()
+        weights = {"bsde": beta, "terminal": beta}
+        return objective(problem, model.given(problem.images.float()), x, steps=STEPS, **weights)
+
+    rate = _rate(lr, decay, batch)
+    for _ in train(model, loss, basins, steps=10**6, lr=rate, max_grad_norm=clip):
+        solves += drawn[0].systems.solves + drawn[0].systems.adjoint_solves
+        yield solves
+
+
+class Ledger(NamedTuple):
+    """What paths have spent in each step, (steps, batch), and what is to pay, (nodes, batch)."""
+
+    spent: Tensor
+    to_go: Tensor
+
+
+@torch.no_grad()
+def ledger(problem: SourceMitigation, policy: Any, path: Rollout) -> Ledger:
+    """The costs along the paths of a policy."""
+    x = path.x.detach()
+    t, rows = path.t[:-1].repeat_interleave(x.shape[1]), x[:-1].flatten(0, 1)
+    h = problem.horizon / (len(path.t) - 1)
+    spent = h * problem.running_cost(t, rows, policy(t, rows)).view(x[1:].shape[:2])
+    parts = torch.cat([spent, problem.terminal_cost(x[-1])[None]])
+    return Ledger(spent, parts.flip(0).cumsum(0).flip(0))
+
+
+def _split(
+    model: Any,
+    seed: int,
+    *,
+    lr: float,
+    batch: int,
+    clip: float | None,
+    beta: float,
+    decay: int,
+    height_lr: float,
+    replays: int,
+    few: bool = False,
+) -> Iterator[int]:
+    """Train φ by the cost of its feedback, and V₀ by regression on the cost to go of those paths.
+
+    The regression takes `replays` steps an iteration on the newer half of all basins seen so far,
+    and no further solve.
+    """
+    net, solves, drawn, seen = model.net, 0, [], []
+
+    def basins(k: int) -> SourceMitigation:
+        drawn[:] = [_basins(seed, k, batch, few)]
+        return drawn[0]
+
+    def loss(_: nn.Module, problem: SourceMitigation) -> dict[str, Tensor]:
+        policy = steering("split", model, problem)
+        path = rollout(problem, policy, problem.start.float(), steps=STEPS)
+        images, x = problem.images.float(), path.x.detach()
+        paid, t = ledger(problem, policy, path), path.t.repeat_interleave(x.shape[1])
+        above = net.above(t, x.flatten(0, 1), images).view(paid.to_go.shape)
+        seen.append((images, (paid.to_go - above.detach()).T))
+        with torch.no_grad():
+            height = net.height(t, images, len(t)).view(above.shape)
+        value = height + above
+        defects = (value.diff(dim=0) + paid.spent).abs().mean(1).sum()
+        end = (value[-1] - paid.to_go[-1]).abs().mean()
+        return {"cost": path.cost.mean(), "bsde": beta * defects, "terminal": beta * end}
+
+    def sample(k: int) -> tuple[Tensor, Tensor, Tensor]:
+        newer, dice = seen[len(seen) // 2 :], seeded(10_000 * seed + k)
+        images, targets = (torch.cat(part) for part in zip(*newer, strict=True))
+        rows = torch.randint(len(images), (64,), generator=dice)
+        nodes = torch.randint(STEPS + 1, (64,), generator=dice)
+        return nodes / STEPS, images[rows], targets[rows, nodes]
+
+    def distance(height: nn.Module, drawn: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        t, images, target = drawn
+        return (height(t, images, len(t))[:, 0] - target).abs().mean()
+
+    rates = (_rate(lr, decay, batch), _rate(height_lr, decay * replays, batch))
+    keep = {"steps": 10**6, "max_grad_norm": clip}
+    heights = train(net.height, distance, sample, lr=rates[1], **keep)
+    for _ in train(net.shape, loss, basins, lr=rates[0], **keep):
+        for _ in range(replays):
+            next(heights)
+        solves += drawn[0].systems.solves + drawn[0].systems.adjoint_solves
+        yield solves
+
+
+# --- learners that do not -----------------------------------------------------------------------
+
+
+class Features(BaseFeaturesExtractor):
+    """The same encoder, as stable-baselines3 wants it."""
+
+    def __init__(self, space: Any):
+        super().__init__(space, features_dim=64)
+        self.encoder = Encoder()
+
+    def forward(self, seen: Tensor) -> Tensor:
+        """The features."""
+        return self.encoder(seen)
+
+
+def environment() -> ControlEnvironment:
+    """A basin, new in each episode, that is told an opening and tells what it costs."""
+
+    def episode(generator: torch.Generator) -> tuple[SourceMitigation, Tensor]:
+        problem = SourceMitigation(draw_basins(1, generator))
+        return problem, problem.start
+
+    def observe(problem: Any, t: float, x: Tensor) -> np.ndarray:
+        return picture(t, x.float(), problem.images)[0].numpy()
+
+    bounds = {"low": torch.zeros(1), "high": torch.full((1,), WIDEST)}
+    return ControlEnvironment(episode, observe, steps=STEPS, **bounds)
+
+
+def agent(
+    kind: str,
+    seed: int,
+    *,
+    lr: float,
+    noise: float = 0.0,
+    decay: int = 0,
+    log_std: float = 0.0,
+    few: bool = False,
+    **how: Any,
+) -> Any:
+    """PPO or TD3 of stable-baselines3 with our encoder and one hidden layer."""
+    workers = DummyVecEnv([environment] * WORKERS)
+    net: dict[str, Any] = {
+        "features_extractor_class": Features,
+        "net_arch": [64],
+        "activation_fn": nn.SiLU,
+    }
+    how |= {"gamma": 1.0, "learning_rate": lr, "seed": seed, "device": "cpu"}
+    if kind == "ppo":
+        how |= {"n_steps": 25, "batch_size": 25} if few else {}
+        net |= {"log_std_init": log_std} if log_std else {}
+        return PPO("MlpPolicy", workers, policy_kwargs=net, **how)
+    how |= {"action_noise": NormalActionNoise(np.zeros(1), np.full(1, noise))}
+    how |= {"buffer_size": 50_000, "learning_starts": 100 if few else 4000, "train_freq": 1}
+    return TD3("MlpPolicy", workers, policy_kwargs=net, **how)
+
+
+def _model_free(learner: Any, how: dict[str, Any], every: int) -> Iterator[int]:
+    """Let an agent learn, with a rate that falls linearly to zero if `how` has a decay."""
+    if decay := how.get("decay"):
+        learner.lr_schedule = lambda _: how["lr"] * max(0.0, 1 - learner.num_timesteps / decay)
+    while True:
+        learner.learn(every, reset_num_timesteps=False)
+        yield learner.num_timesteps
