@@ -232,7 +232,7 @@ def test_settings_were_chosen_on_other_basins_and_seeds():
 
 
 def test_tables_have_a_row_for_each_method(found):
-    assert evidence.counting_table(found).count("\n") == 1 + len(evidence.ALL) + 2
+    assert evidence.counting_table(found).count("\n") == 1 + len(evidence.ALL)
     assert evidence.td3_table(found).count("\n") == 1 + len(fits.SEEDS)
 
 

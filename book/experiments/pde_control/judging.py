@@ -13,14 +13,14 @@ from machinery.store import Store
 
 from .checks import quasi_newton
 from .fits import AGENTS, Exam, Fit, Search, costs, exam, lessons
-from .learners import STEPS, agent, draw, ledger, seeded
+from .learners import SLICE, STEPS, agent, draw, ledger, seeded
 from .mitigation import best_openings, common_plan, quadratic
 from .networks import picture, steering, untrained
 
 OUTSIDE = (("speed", (1.0, 1.5)), ("strength", (1.5, 2.0)))
-FRESH = 192  # basins of which single ratios are taken
-TEST, OTHERS, BOX, FINE = "test basins", "fresh basins", "outside of the box", "finer mesh"
-PLACES = (TEST, OTHERS, BOX, FINE)
+FRESH = 128  # basins of which single ratios are taken
+TEST, OTHERS, BOX = "test basins", "fresh basins", "outside of the box"
+PLACES = (OTHERS, BOX)
 Costs = dict[str, dict[str, list[float]]]
 
 
@@ -31,7 +31,7 @@ def place(name: str, seed: int = 0, few: bool = False) -> Exam:
         return exam(seed + 300, 8 if few else FRESH)
     if name == BOX:
         return exam(seed + 79, count, box=OUTSIDE)
-    return exam(seed + 77, count, 33 if name == FINE else 17)
+    return exam(seed + 77, count)
 
 
 def rounded(values: Iterable[float] | Tensor) -> list[float]:
@@ -214,19 +214,17 @@ def reference(seed: int = 0, few: bool = False) -> dict[str, float]:
 
 def rival(
     store: Store, name: str, kind: str, how: dict[str, Any], seed: int, solves: int, base: int = 0
-) -> dict[str, list[float]]:
-    """The exams of a training, and its costs in the fresh basins at the end."""
+) -> list[float]:
+    """The exams of a training."""
     few = store.run == "smoke"
 
     def compute() -> dict[str, list[float]]:
-        count, judge = 3 if few else solves // 4000, place(TEST, base, few)
-        model, course = lessons(kind, seed, how, count, judge, few=few)
-        curve = [step.loss for step in course]
-        other = place(OTHERS, base, few).problem
-        return {"curve": rounded(curve), "fresh": rounded(costs(kind, model, other))}
+        count, judge = 3 if few else solves // SLICE, place(TEST, base, few)
+        course = lessons(kind, seed, how, count, judge, few=few)[1]
+        return {"curve": rounded(step.loss for step in course)}
 
     key = {"kind": kind, "how": how, "seed": seed, "solves": solves, "basins": base + 77}
-    return store.measure(f"{name}-{seed}", key, compute).numbers
+    return store.measure(f"{name}-{seed}", key, compute).numbers["curve"]
 
 
 # --- costs online, and inside of the solver -----------------------------------------------------

@@ -23,8 +23,7 @@ from .networks import Policy, steering
 
 SENTENCES = (
     "pdecontrol.accuracy.ppo",
-    "pdecontrol.accuracy.decay",
-    "pdecontrol.fewer.decay",
+    "pdecontrol.fewer.ppo",
     "pdecontrol.intrusive",
     "pdecontrol.tuning.ppo.hjb",
     "pdecontrol.tuning.ppo.policy",
@@ -38,9 +37,8 @@ TICKS = (2, 5, 10, 20, 50, 100)
 
 @dataclass(frozen=True)
 class Results:
-    """The searches and fits by method, and the values at the start of all value functions."""
+    """The fits by method, and the values at the start of all value functions."""
 
-    searches: dict[str, Search]
     fitted: dict[str, list[Fit]]
     heights: dict[str, dict[str, Any]]
     judge: fits.Exam
@@ -57,7 +55,7 @@ def results(run: Run, seed: int = 0) -> Results:
     fitted = evidence.trained(store, searches, seed)
     valued = [*fitted["hjb"], *fitted["bare"], *fitted["split"]]
     heights = judging.heights(store, valued, seed)
-    return Results(searches, fitted, heights, fits.final_exam(seed, run == "smoke"))
+    return Results(fitted, heights, fits.final_exam(seed, run == "smoke"))
 
 
 def verdicts() -> str:
@@ -205,11 +203,11 @@ def draw_heights(found: Results) -> None:
     axes[0].set_ylabel("Φ(0, 0; y)")
 
 
-def draw_search(found: Results) -> None:
+def draw_search(searches: dict[str, Search]) -> None:
     """Draw what eight random settings of each method lose after 32,000 solves."""
     _, ax = plt.subplots(figsize=(6.2, 3.0))
     for i, (kind, name) in enumerate(NAMES.items()):
-        marks = sorted(fmean(curve[-4:]) for curve in found.searches[kind].curves)
+        marks = sorted(fmean(curve[-4:]) for curve in searches[kind].curves)
         spots = i + np.linspace(-0.2, 0.2, len(marks))
         ax.plot(spots, marks, plotting.MARKERS[i], color=COLORS[kind], label=name)
     ax.set(yscale="log", ylabel="suboptimality in %")
