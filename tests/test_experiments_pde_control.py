@@ -132,11 +132,11 @@ def test_the_share_of_transposed_solves(kind, share):
     assert judging.transposed_share(kind) == pytest.approx(share, abs=4)
 
 
-SPLIT = evidence.SPLIT | {"batch": 2, "decay": 1200}
+JOINT = evidence.JOINT | {"batch": 2, "decay": 1200}
 
 
 def test_split_learning_spends_forward_and_backward_solves_and_lowers_the_cost():
-    model, training = learners.learner("split", 3, SPLIT | {"lr": 5e-3})
+    model, training = learners.learner("split", 3, JOINT | {"lr": 5e-3})
     judge = fits.exam(5, 4)
     before = fits.suboptimality(fits.costs("split", model, judge.problem), judge.best)
     start = judging.height_error(torch.zeros(4), judge.best)
@@ -151,14 +151,16 @@ def test_split_learning_spends_forward_and_backward_solves_and_lowers_the_cost()
     assert judging.height_error(value, judge.best) < start
 
 
-def test_a_falling_rate_reaches_zero():
-    how = {"lr": 1e-3, "decay": 400, "n_steps": 25, "batch_size": 25}
-    agent = learners.agent("ppo", 0, few=True, **how)
-    spending = learners._model_free(agent, how, 200)
-    assert next(spending) >= 200
-    assert agent.lr_schedule(1.0) == pytest.approx(1e-3 * (1 - agent.num_timesteps / 400))
-    next(spending)
-    assert agent.lr_schedule(1.0) == 0
+def test_own_paths_ask_the_height_for_what_is_to_pay_less_what_phi_says():
+    problem = learners.draw(2, 4)
+    model = untrained("split")
+    images, wanted = learners.own_paths(model.net, problem)
+    cost = fits.costs("split", model, problem)
+    torch.testing.assert_close(wanted[:, 0].double(), cost, rtol=1e-4, atol=1e-6)
+    t, seen, target = learners.replay(images, wanted, 3, size=8)
+    assert (seen.shape[0], t.shape, target.shape) == (8, (8,), (8,))
+    again = learners.replay(images, wanted, 3, size=8)
+    assert torch.equal(again[2], target)
 
 
 # --- judging ------------------------------------------------------------------------------------
@@ -204,6 +206,7 @@ def test_a_planted_height_turns_the_verdict(found):
     assert rows["pdecontrol.hjb.height"].verdict == "supported"
     bad = {name: row | {"error": 50.0} for name, row in found.heights.items()}
     rows = judged_rows(dataclasses.replace(found, heights=bad))
+    assert judged_rows(found)["pdecontrol.split.height"].verdict == "supported"
     assert rows["pdecontrol.split.height"].verdict == "refuted"
 
 
@@ -215,7 +218,7 @@ def test_a_planted_exchange_of_methods_turns_the_verdict(found):
 
 def test_stored_exams_are_those_of_the_stored_weights(found):
     """A second computation of two marks, on the test basins."""
-    for kind in ("policy", "split"):
+    for kind in ("policy", "hjb"):
         f, judge = found.fitted[kind][0], fits.final_exam()
         mark = fits.suboptimality(fits.costs(f.kind, f.model, judge.problem), judge.best)
         assert mark == pytest.approx(f.exams[-1], abs=0.05)
@@ -232,7 +235,7 @@ def test_settings_were_chosen_on_other_basins_and_seeds():
 
 
 def test_tables_have_a_row_for_each_method(found):
-    assert evidence.counting_table(found).count("\n") == 1 + len(evidence.ALL)
+    assert evidence.counting_table(found).count("\n") == 1 + len(fits.NAMES)
     assert evidence.td3_table(found).count("\n") == 1 + len(fits.SEEDS)
 
 

@@ -24,13 +24,14 @@ from machinery.claims import (
 from machinery.store import Run, Store
 
 from . import checks, fits, judging
-from .fits import CHAPTER, LATER, LONG, NAMES, SEEDS, SHORT, Fit, Search
+from .fits import CHAPTER, LATER, LONG, NAMES, SEEDS, Fit, Search
 
 BOOK = "this book"
 SLIDE = "slide Amortized PDE control"
-HEIGHT_BOUND, SPLIT_BOUND, AMORTIZED = 10.0, 2.5, 5.0  # percent, set before the run
-# the first four as the search found them for one network, the others tried on seed 0
-SPLIT: dict[str, Any] = {
+HEIGHT_BOUND, LOSS_BOUND, AMORTIZED = 10.0, 2.5, 5.0  # percent, set before the run
+TOGETHER = (10, 11)  # seeds of a training of both networks at once
+# of a training of both networks at once: the first four are those of the search
+JOINT: dict[str, Any] = {
     "lr": 0.00054,
     "batch": 4,
     "beta": 0.1,
@@ -39,7 +40,14 @@ SPLIT: dict[str, Any] = {
     "height_lr": 0.003,
     "replays": 4,
 }
-DENSE: dict[str, Any] = {"lr": 0.0016, "batch": 8, "clip": 0.5}
+
+
+VALUED = {
+    "hjb": "one network",
+    "bare": "one network, no penalties",
+    "split": "height fitted afterwards",
+    "joint": "height fitted along the way",
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,6 @@ class Evidence:
 
     searches: dict[str, Search]
     fitted: dict[str, list[Fit]]
-    dense: list[list[float]]  # exams of the direct policy with dense layers
     costs: judging.Costs
     heights: dict[str, dict[str, Any]]
     constant: dict[str, float]
@@ -83,6 +90,7 @@ def trained(store: Store, searches: dict[str, Search], seed: int = 0) -> dict[st
     """All fits with stored weights, by method."""
     seeds = [seed + s for s in (SEEDS[:2] if store.run == "smoke" else SEEDS)]
     later = [s for s in seeds if s - seed in LATER]
+    together = [seed + s for s in TOGETHER]
     found = {
         kind: [
             fits.fit(store, kind, s, search.chosen, solves=fits.solves_of(kind, s, seed), base=seed)
@@ -92,14 +100,11 @@ def trained(store: Store, searches: dict[str, Search], seed: int = 0) -> dict[st
     }
     bare = searches["hjb"].chosen | {"beta": 0.0}
     found["bare"] = [fits.fit(store, "hjb", s, bare, name="bare", base=seed) for s in later]
-    found["split"] = [fits.fit(store, "split", s, SPLIT, base=seed) for s in later]
+    found["split"] = [
+        fits.fit_height(store, f, s) for f, s in zip(found["hjb"], seeds, strict=True)
+    ]
+    found["joint"] = [fits.fit(store, "split", s, JOINT, base=seed) for s in later if s in together]
     return found
-
-
-def dense(store: Store, seed: int = 0) -> list[list[float]]:
-    """The exams of direct policies whose network has dense layers, one list a seed."""
-    seeds = [seed + s for s in (LATER[:2] if store.run == "smoke" else LATER)]
-    return [judging.rival(store, "dense", "dense", DENSE, s, SHORT, seed) for s in seeds]
 
 
 def gather(run: Run, device: str = "cpu", seed: int = 0) -> Evidence:
@@ -107,12 +112,11 @@ def gather(run: Run, device: str = "cpu", seed: int = 0) -> Evidence:
     store, few = Store(CHAPTER, run), run == "smoke"
     searches = {kind: fits.search(store, kind, seed) for kind in fits.SPACES}
     fitted = trained(store, searches, seed)
-    valued = [*fitted["hjb"], *fitted["bare"], *fitted["split"]]
-    judged = [f for kind in ALL for f in fitted[kind]]
+    valued = [f for kind in VALUED for f in fitted[kind]]
+    judged = [f for kind in NAMES for f in fitted[kind]]
     return Evidence(
         searches=searches,
         fitted=fitted,
-        dense=dense(store, seed),
         costs=judging.costs_by_basin(store, judged, seed),
         heights=judging.heights(store, valued, seed),
         constant=judging.rivals_of_height(store, seed),
@@ -135,7 +139,6 @@ def rows(e: Evidence) -> list[Row]:
         *_solve_rows(e),
         *_intrusive_rows(),
         *_tuning_rows(e),
-        *_network_rows(e),
         *_amortized_rows(e),
         *_height_rows(e),
         *_split_rows(e),
@@ -145,11 +148,6 @@ def rows(e: Evidence) -> list[Row]:
         *_place_rows(e),
         *_reference_rows(e),
     ]
-
-
-def few(e: Evidence, kind: str, numbers: Sequence[float]) -> list[float]:
-    """The numbers of the seeds that later trainings share."""
-    return list(numbers[: len(e.fitted["split"])])
 
 
 # --- the five sentences of the slide ------------------------------------------------------------
@@ -242,19 +240,6 @@ def _tuning_rows(e: Evidence) -> Iterator[Row]:
         )
 
 
-def _network_rows(e: Evidence) -> Iterator[Row]:
-    yield Claim(
-        "pdecontrol.cnn",
-        "A convolutional network serves the fields: direct policy after 32,000 solves, mean of the "
-        "last four exams",
-        SLIDE,
-        ours=few(e, "policy", e.last_four("policy", SHORT)),
-        criterion=below_control(),
-        control=Control("dense layers, three times the weights", [fmean(curve[-4:]) for curve in e.dense]),
-        unit="%",
-    )
-
-
 def _amortized_rows(e: Evidence) -> Iterator[Row]:
     for kind in ("hjb", "policy"):
         yield Claim(
@@ -325,39 +310,44 @@ def _split_rows(e: Evidence) -> Iterator[Row]:
         unit="%",
     )
     yield finding(
-        "pdecontrol.split.suboptimality",
-        f"Its feedback loses less than {SPLIT_BOUND:g} % after 100,000 solves, mean of four exams",
-        ours=e.last_four("split"),
-        criterion=below(SPLIT_BOUND),
-        control=Control("one network, constant rate", e.last_four("hjb")),
-        unit="%",
-    )
-    yield finding(
-        "pdecontrol.split.over_one",
-        "It loses less than one network with a constant rate, at equal solves",
-        ours=e.last_four("split"),
-        criterion=below_control(),
-        control=Control("one network", few(e, "hjb", e.last_four("hjb"))),
-        unit="%",
-    )
-    yield finding(
         "pdecontrol.split.residual",
         "It solves the HJB equation better: defects of Bellman's equation along own paths, over "
         "the least cost",
         ours=e.height("split", "defects"),
         criterion=below_control(),
-        control=Control("one network", few(e, "hjb", e.height("hjb", "defects"))),
+        control=Control("one network", e.height("hjb", "defects")),
         unit="%",
     )
-    for kind, name in (("hjb", "one network"), ("split", "split"), ("bare", "no penalties")):
-        for what, says in (("correlation", "correlation of Φ(0, 0; y) with the least cost"),):
-            values = e.height(kind, what)
+    yield finding(
+        "pdecontrol.hjb.loss",
+        f"The feedback loses less than {LOSS_BOUND:g} % after 100,000 solves, mean of four exams",
+        ours=e.last_four("hjb"),
+        criterion=below(LOSS_BOUND),
+        control=Control("PPO", e.last_four("ppo")),
+        unit="%",
+    )
+    for kind, name in VALUED.items():
+        for what, says, unit in (
+            ("correlation", "correlation of Φ(0, 0; y) with the least cost", ""),
+            ("end", "|Φ − G| at the end", "%"),
+        ):
             yield Measurement.over_seeds(
-                f"pdecontrol.{kind}.{what}", BOOK, f"{says}, {name}", values, ""
+                f"pdecontrol.{kind}.{what}", BOOK, f"{says}: {name}", e.height(kind, what), unit
             )
-        yield Measurement.over_seeds(
-            f"pdecontrol.{kind}.end", BOOK, f"|Φ − G| at the end, {name}", e.height(kind, "end")
-        )
+    yield Measurement(
+        "pdecontrol.joint.height",
+        BOOK,
+        "both networks trained at once, rates falling to zero: distance from the least cost",
+        e.height("joint"),
+        unit="%",
+    )
+    yield Measurement(
+        "pdecontrol.joint.suboptimality.solves100k",
+        BOOK,
+        "both networks trained at once: suboptimality after 100,000 solves, mean of four exams",
+        e.last_four("joint"),
+        unit="%",
+    )
 
 
 def _policy_rows(e: Evidence) -> Iterator[Row]:
@@ -429,7 +419,7 @@ def _curve_rows(e: Evidence) -> Iterator[Row]:
 
 def _place_rows(e: Evidence) -> Iterator[Row]:
     slugs = {judging.OTHERS: "fresh", judging.BOX: "out_of_box"}
-    for kind, name in (NAMES | {"split": "split value function"}).items():
+    for kind, name in NAMES.items():
         for place, slug in slugs.items():
             table = e.costs[place]
             values = [judging.ratio_of_means(table, f.name) for f in e.fitted[kind]]
@@ -484,14 +474,11 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([line_of(*head), ruler, *(line_of(*line) for line in lines)])
 
 
-ALL = NAMES | {"split": "value function, split"}
-
-
 def counting_table(e: Evidence) -> str:
     """Suboptimality of each method, counted in several ways."""
     head = ("%", "last exam", "last four", "ratio of means", "mean of ratios", "worst basin")
     fresh, lines = e.costs[judging.OTHERS], []
-    for kind, name in ALL.items():
+    for kind, name in NAMES.items():
         each = e.fitted[kind]
         ends = [judging.ratio_of_means(fresh, f.name) for f in each]
         bad = [judging.worst(fresh, f.name) for f in each]
@@ -504,11 +491,7 @@ def height_table(e: Evidence) -> str:
     """What each value function knows of the value."""
     head = ("", "off by %", "correlation", "deviation", "defects %", "at the end %")
     lines = []
-    for kind, name in (
-        ("hjb", "one network, with penalties"),
-        ("bare", "one network, without"),
-        ("split", "split"),
-    ):
+    for kind, name in VALUED.items():
         row = [cell(e.height(kind)), cell(e.height(kind, "correlation"), 2)]
         row += [cell(e.height(kind, "deviation"), 3)]
         row += [cell(e.height(kind, what)) for what in ("defects", "end")]
@@ -546,7 +529,7 @@ def cost_table(e: Evidence) -> str:
     """What trainings and answers cost."""
     head = ("", "s for 100,000 solves", "ms a control")
     lines = []
-    for kind, name in ALL.items():
+    for kind, name in NAMES.items():
         pace = fmean(LONG / fits.SLICE * f.record.seconds / len(f.exams) for f in e.fitted[kind])
         quick = f"{e.online[kind]:.2f}" if kind in e.online else "–"
         lines.append([name, f"{pace:.0f}", quick])

@@ -12,8 +12,8 @@ from machinery import instruments
 from machinery.store import Store
 
 from .checks import quasi_newton
-from .fits import AGENTS, Exam, Fit, Search, costs, exam, lessons
-from .learners import SLICE, STEPS, agent, draw, ledger, seeded
+from .fits import Exam, Fit, Search, costs, exam
+from .learners import AGENTS, STEPS, agent, draw, ledger, seeded
 from .mitigation import best_openings, common_plan, quadratic
 from .networks import picture, steering, untrained
 
@@ -207,24 +207,6 @@ def reference(seed: int = 0, few: bool = False) -> dict[str, float]:
     judge = place(TEST, seed, few)
     free = best_openings(judge.problem, closable=False)
     return {"best": float(judge.best.mean()), "free": float(free.cost.mean())}
-
-
-# --- trainings of which only numbers are kept ---------------------------------------------------
-
-
-def rival(
-    store: Store, name: str, kind: str, how: dict[str, Any], seed: int, solves: int, base: int = 0
-) -> list[float]:
-    """The exams of a training."""
-    few = store.run == "smoke"
-
-    def compute() -> dict[str, list[float]]:
-        count, judge = 3 if few else solves // SLICE, place(TEST, base, few)
-        course = lessons(kind, seed, how, count, judge, few=few)[1]
-        return {"curve": rounded(step.loss for step in course)}
-
-    key = {"kind": kind, "how": how, "seed": seed, "solves": solves, "basins": base + 77}
-    return store.measure(f"{name}-{seed}", key, compute).numbers["curve"]
 
 
 # --- costs online, and inside of the solver -----------------------------------------------------

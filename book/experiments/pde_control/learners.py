@@ -1,6 +1,6 @@
 """Four learners that spend solves: two that know the solver, and two that see it from outside."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from ctdl_lib.control import objective, rollout
 from ctdl_lib.control.rollouts import Rollout
 from ctdl_lib.learning import cosine, train
+from ctdl_lib.potentials import AutodiffPotential
 
 from .environments import ControlEnvironment
 from .mitigation import SourceMitigation, draw_basins
-from .networks import WIDEST, Encoder, picture, steering, untrained
+from .networks import WIDEST, Encoder, Split, picture, steering, untrained
 
 STEPS = 25
 WORKERS = 8  # environments of an agent
@@ -49,7 +50,7 @@ def learner(kind: str, seed: int, how: dict[str, Any], *, few: bool = False) -> 
     if kind in AGENTS:
         found = agent(kind, seed, few=few, **how)
         model = found.policy if kind == "ppo" else found.actor
-        return Learner(model, _model_free(found, how, FEW if few else SLICE))
+        return Learner(model, _model_free(found, FEW if few else SLICE))
     model = untrained(kind)
     if kind == "split":
         return Learner(model, _split(model, seed, few=few, **how))
@@ -64,11 +65,6 @@ def _basins(seed: int, k: int, batch: int, few: bool) -> SourceMitigation:
     return draw(2 if few else batch, 10_000 * seed + k)
 
 
-def _rate(lr: float, decay: int, batch: int) -> float | Callable[[int], float]:
-    """The learning rate: constant, or down to zero after that many solves."""
-    return cosine(lr, decay // (2 * STEPS * batch)) if decay else lr
-
-
 def _model_based(
     kind: str,
     model: Any,
@@ -78,7 +74,6 @@ def _model_based(
     batch: int,
     clip: float | None,
     beta: float = 0.0,
-    decay: int = 0,
     few: bool = False,
 ) -> Iterator[int]:
     """Train the value function, or a direct policy, through the solver."""
@@ -95,8 +90,7 @@ def _model_based(
         weights = {"bsde": beta, "terminal": beta}
         return objective(problem, model.given(problem.images.float()), x, steps=STEPS, **weights)
 
-    rate = _rate(lr, decay, batch)
-    for _ in train(model, loss, basins, steps=10**6, lr=rate, max_grad_norm=clip):
+    for _ in train(model, loss, basins, steps=10**6, lr=lr, max_grad_norm=clip):
         solves += drawn[0].systems.solves + drawn[0].systems.adjoint_solves
         yield solves
 
@@ -117,6 +111,34 @@ def ledger(problem: SourceMitigation, policy: Any, path: Rollout) -> Ledger:
     spent = h * problem.running_cost(t, rows, policy(t, rows)).view(x[1:].shape[:2])
     parts = torch.cat([spent, problem.terminal_cost(x[-1])[None]])
     return Ledger(spent, parts.flip(0).cumsum(0).flip(0))
+
+
+Replay = tuple[Tensor, Tensor, Tensor]
+
+
+def replay(images: Tensor, targets: Tensor, dice: int, size: int = 64) -> Replay:
+    """Random nodes of random paths: their times, basins, and what V₀ should be there."""
+    generator = seeded(dice)
+    rows = torch.randint(len(images), (size,), generator=generator)
+    nodes = torch.randint(STEPS + 1, (size,), generator=generator)
+    return nodes / STEPS, images[rows], targets[rows, nodes]
+
+
+def height_loss(height: nn.Module, drawn: Replay) -> Tensor:
+    """The mean distance of V₀ from what was to pay, less what φ says of it."""
+    t, images, target = drawn
+    return (height(t, images, len(t))[:, 0] - target).abs().mean()
+
+
+@torch.no_grad()
+def own_paths(net: Split, problem: SourceMitigation) -> tuple[Tensor, Tensor]:
+    """The basins as images, and the wanted V₀ at the nodes of the own paths, (batch, nodes)."""
+    policy = steering("split", AutodiffPotential(net), problem)
+    path = rollout(problem, policy, problem.start.float(), steps=STEPS)
+    images, t = problem.images.float(), path.t.repeat_interleave(len(problem.source))
+    to_go = ledger(problem, policy, path).to_go
+    above = net.above(t, path.x.flatten(0, 1), images).view(to_go.shape)
+    return images, (to_go - above).T
 
 
 def _split(
@@ -157,20 +179,15 @@ def _split(
         end = (value[-1] - paid.to_go[-1]).abs().mean()
         return {"cost": path.cost.mean(), "bsde": beta * defects, "terminal": beta * end}
 
-    def sample(k: int) -> tuple[Tensor, Tensor, Tensor]:
-        newer, dice = seen[len(seen) // 2 :], seeded(10_000 * seed + k)
+    def sample(k: int) -> Replay:
+        newer = seen[len(seen) // 2 :]
         images, targets = (torch.cat(part) for part in zip(*newer, strict=True))
-        rows = torch.randint(len(images), (64,), generator=dice)
-        nodes = torch.randint(STEPS + 1, (64,), generator=dice)
-        return nodes / STEPS, images[rows], targets[rows, nodes]
+        return replay(images, targets, 10_000 * seed + k)
 
-    def distance(height: nn.Module, drawn: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        t, images, target = drawn
-        return (height(t, images, len(t))[:, 0] - target).abs().mean()
-
-    rates = (_rate(lr, decay, batch), _rate(height_lr, decay * replays, batch))
+    last = decay // (2 * STEPS * batch)  # the iteration at which both rates are zero
+    rates = cosine(lr, last), cosine(height_lr, last * replays)
     keep = {"steps": 10**6, "max_grad_norm": clip}
-    heights = train(net.height, distance, sample, lr=rates[1], **keep)
+    heights = train(net.height, height_loss, sample, lr=rates[1], **keep)
     for _ in train(net.shape, loss, basins, lr=rates[0], **keep):
         for _ in range(replays):
             next(heights)
@@ -213,8 +230,6 @@ def agent(
     *,
     lr: float,
     noise: float = 0.0,
-    decay: int = 0,
-    log_std: float = 0.0,
     few: bool = False,
     **how: Any,
 ) -> Any:
@@ -228,17 +243,14 @@ def agent(
     how |= {"gamma": 1.0, "learning_rate": lr, "seed": seed, "device": "cpu"}
     if kind == "ppo":
         how |= {"n_steps": 25, "batch_size": 25} if few else {}
-        net |= {"log_std_init": log_std} if log_std else {}
         return PPO("MlpPolicy", workers, policy_kwargs=net, **how)
     how |= {"action_noise": NormalActionNoise(np.zeros(1), np.full(1, noise))}
     how |= {"buffer_size": 50_000, "learning_starts": 100 if few else 4000, "train_freq": 1}
     return TD3("MlpPolicy", workers, policy_kwargs=net, **how)
 
 
-def _model_free(learner: Any, how: dict[str, Any], every: int) -> Iterator[int]:
-    """Let an agent learn, with a rate that falls linearly to zero if `how` has a decay."""
-    if decay := how.get("decay"):
-        learner.lr_schedule = lambda _: how["lr"] * max(0.0, 1 - learner.num_timesteps / decay)
+def _model_free(learner: Any, every: int) -> Iterator[int]:
+    """Let an agent learn."""
     while True:
         learner.learn(every, reset_num_timesteps=False)
         yield learner.num_timesteps

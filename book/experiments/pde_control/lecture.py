@@ -27,11 +27,11 @@ SENTENCES = (
     "pdecontrol.intrusive",
     "pdecontrol.tuning.ppo.hjb",
     "pdecontrol.tuning.ppo.policy",
-    "pdecontrol.cnn",
+    "pdecontrol.policy.amortized",
     "pdecontrol.hjb.height",
     "pdecontrol.split.height",
 )
-COLORS = dict(zip(NAMES, plotting.COLORS, strict=False)) | {"split": plotting.COLORS[4]}
+COLORS = dict(zip(NAMES, plotting.COLORS, strict=False))
 TICKS = (2, 5, 10, 20, 50, 100)
 
 
@@ -53,7 +53,7 @@ def results(run: Run, seed: int = 0) -> Results:
     store = Store(CHAPTER, run)
     searches = {kind: fits.search(store, kind, seed) for kind in fits.SPACES}
     fitted = evidence.trained(store, searches, seed)
-    valued = [*fitted["hjb"], *fitted["bare"], *fitted["split"]]
+    valued = [f for kind in evidence.VALUED for f in fitted[kind]]
     heights = judging.heights(store, valued, seed)
     return Results(fitted, heights, fits.final_exam(seed, run == "smoke"))
 
@@ -106,7 +106,7 @@ def draw_strip(found: Results) -> None:
     """Draw a basin over time with the drain shut, with the drain steered, and its opening."""
     _, problem = shown(found)
     still, _ = steered(problem, _shut)
-    x, a = steered(problem, steering("split", found.model("split"), problem))
+    x, a = steered(problem, steering("hjb", found.model("hjb"), problem))
     top, nodes = float(still.max()), (3, 8, 13, 19, 25)
     fig = plt.figure(figsize=(8.2, 4.6))
     grid = fig.add_gridspec(3, len(nodes), height_ratios=(1, 1, 0.5))
@@ -131,12 +131,11 @@ def draw_openings(found: Results) -> None:
     t = np.arange(STEPS) / STEPS
     _, axes = plt.subplots(1, 2, figsize=(8.2, 2.9), sharey=True)
     plan = best_openings(problem).controls[0]
-    for ax, kinds in zip(axes, (("policy", "split"), ("ppo", "td3")), strict=True):
+    for ax, kinds in zip(axes, (("policy", "hjb"), ("ppo", "td3")), strict=True):
         ax.step(t, plan, where="post", c="black", lw=2, label="best plan")
         for kind in kinds:
             _, a = steered(problem, steering(kind, found.model(kind), problem))
-            name = NAMES.get(kind, "value function, split")
-            ax.step(t, a, where="post", c=COLORS[kind], lw=1.2, label=name)
+            ax.step(t, a, where="post", c=COLORS[kind], lw=1.2, label=NAMES[kind])
         ax.set_xlabel("t")
         ax.legend(fontsize=7)
     axes[0].set_ylabel("opening a")
@@ -171,8 +170,7 @@ def parts(curves: Sequence[Sequence[float]]) -> list[tuple[int, np.ndarray]]:
 def draw_curves(found: Results) -> None:
     """Draw suboptimality against solves: means over seeds, and bands between the extremes."""
     _, ax = plt.subplots(figsize=(7.4, 3.8))
-    names = NAMES | {"split": "value function, split"}
-    for kind, name in names.items():
+    for kind, name in NAMES.items():
         for begin, rows in parts([f.exams for f in found.fitted[kind]]):
             solves = SLICE * (1 + begin + np.arange(rows.shape[1]))
             label = None if begin else name

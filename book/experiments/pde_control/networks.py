@@ -40,23 +40,12 @@ class Encoder(nn.Sequential):
         super().__init__(*layers, nn.Flatten(), nn.Linear(288, 64), nn.SiLU())
 
 
-class Dense(nn.Sequential):
-    """Two dense layers to 64 features, which do not know that the picture is one."""
-
-    def __init__(self):
-        sizes = 6 * NODES**2, 64
-        super().__init__(nn.Flatten(), nn.Linear(*sizes), nn.SiLU(), nn.Linear(64, 64), nn.SiLU())
-
-
 class Net(nn.Module):
     """One number for each state, which `last` makes positive where it has to be."""
 
-    def __init__(
-        self, last: Callable[[Tensor], Tensor] = lambda z: z, encoder: nn.Module | None = None
-    ):
+    def __init__(self, last: Callable[[Tensor], Tensor] = lambda z: z):
         super().__init__()
-        self.encoder, self.head = encoder or Encoder(), nn.Linear(64, 1)
-        self.last = last
+        self.encoder, self.head, self.last = Encoder(), nn.Linear(64, 1), last
 
     def forward(self, t: Time, x: Tensor, images: Tensor) -> Tensor:
         """The number (rows, 1)."""
@@ -110,7 +99,7 @@ def untrained(kind: str) -> nn.Module:
         return AutodiffPotential(Split())
     if kind == "hjb":
         return AutodiffPotential(Net())
-    return Net(functional.softplus, Dense() if kind == "dense" else None)
+    return Net(functional.softplus)
 
 
 def steering(kind: str, model: Any, problem: SourceMitigation) -> Policy:
@@ -120,7 +109,7 @@ def steering(kind: str, model: Any, problem: SourceMitigation) -> Policy:
         return feedback(problem, AutodiffPotential(model.net.shape).given(images))
     if kind == "hjb":
         return feedback(problem, model.given(images))
-    if kind in ("policy", "dense"):
+    if kind == "policy":
         return lambda t, x: model(t, x, images)
 
     def act(t: Time, x: Tensor) -> Tensor:  # agents answer by actions between -1 and 1
