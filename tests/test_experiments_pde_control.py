@@ -1,6 +1,7 @@
 """The experiments of chapter 15: networks, learners, the ledger of costs, heights and rows."""
 
 import dataclasses
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
@@ -136,11 +137,12 @@ JOINT = evidence.JOINT | {"batch": 2, "decay": 1200}
 
 
 def test_split_learning_spends_forward_and_backward_solves_and_lowers_the_cost():
-    model, training = learners.learner("split", 3, JOINT | {"lr": 5e-3})
+    found = learners.learner("split", 3, JOINT | {"lr": 5e-3})
+    model: Any = found.model
     judge = fits.exam(5, 4)
     before = fits.suboptimality(fits.costs("split", model, judge.problem), judge.best)
     start = judging.height_error(torch.zeros(4), judge.best)
-    for spent in training:
+    for spent in found.training:
         if spent >= 1200:
             break
     assert spent <= 1300

@@ -176,7 +176,7 @@ class Fit:
 
     name: str
     kind: str
-    model: nn.Module
+    model: Any
     record: Record
 
     @property
@@ -239,7 +239,7 @@ def fit_height(store: Store, f: Fit, seed: int) -> Fit:
     tenth of the solves more.
     """
     net, how = Split(), HEIGHT | {"shape": (f.record.weights or "")[:12], "seed": seed}
-    net.shape = f.model.get_submodule("net")
+    net.shape = f.model.net
 
     def training(steps: int, file: Path | None) -> Iterator[Step]:
         count = 2 if store.run == "smoke" else how["basins"] // 50

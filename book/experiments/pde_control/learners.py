@@ -53,7 +53,7 @@ def learner(kind: str, seed: int, how: dict[str, Any], *, few: bool = False) -> 
         return Learner(model, _model_free(found, FEW if few else SLICE))
     model = untrained(kind)
     if kind == "split":
-        return Learner(model, _split(model, seed, few=few, **how))
+        return Learner(model, _split(model, seed, how, few))
     return Learner(model, _model_based(kind, model, seed, few=few, **how))
 
 
@@ -87,7 +87,7 @@ def _model_based(
         x = problem.start.float()
         if kind != "hjb":
             return rollout(problem, steering(kind, model, problem), x, steps=STEPS).cost.mean()
-        weights = {"bsde": beta, "terminal": beta}
+        weights: dict[str, Any] = {"bsde": beta, "terminal": beta}
         return objective(problem, model.given(problem.images.float()), x, steps=STEPS, **weights)
 
     for _ in train(model, loss, basins, steps=10**6, lr=lr, max_grad_norm=clip):
@@ -141,55 +141,52 @@ def own_paths(net: Split, problem: SourceMitigation) -> tuple[Tensor, Tensor]:
     return images, (to_go - above).T
 
 
-def _split(
-    model: Any,
-    seed: int,
-    *,
-    lr: float,
-    batch: int,
-    clip: float | None,
-    beta: float,
-    decay: int,
-    height_lr: float,
-    replays: int,
-    few: bool = False,
-) -> Iterator[int]:
+def _terms(
+    model: Any, problem: SourceMitigation, beta: float
+) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+    """The terms of the objective for φ, whose penalties take V₀ as it is, and the wanted V₀."""
+    net, policy = model.net, steering("split", model, problem)
+    path = rollout(problem, policy, problem.start.float(), steps=STEPS)
+    images, x = problem.images.float(), path.x.detach()
+    paid, t = ledger(problem, policy, path), path.t.repeat_interleave(x.shape[1])
+    above = net.above(t, x.flatten(0, 1), images).view(paid.to_go.shape)
+    with torch.no_grad():
+        value = net.height(t, images, len(t)).view(above.shape)
+    value = value + above
+    defects = (value.diff(dim=0) + paid.spent).abs().mean(1).sum()
+    end = (value[-1] - paid.to_go[-1]).abs().mean()
+    terms = {"cost": path.cost.mean(), "bsde": beta * defects, "terminal": beta * end}
+    return terms, (images, (paid.to_go - above.detach()).T)
+
+
+def _split(model: Any, seed: int, how: dict[str, Any], few: bool) -> Iterator[int]:
     """Train φ by the cost of its feedback, and V₀ by regression on the cost to go of those paths.
 
     The regression takes `replays` steps an iteration on the newer half of all basins seen so far,
-    and no further solve.
+    and no further solve. Both rates fall to zero after `decay` solves.
     """
     net, solves, drawn, seen = model.net, 0, [], []
 
     def basins(k: int) -> SourceMitigation:
-        drawn[:] = [_basins(seed, k, batch, few)]
+        drawn[:] = [_basins(seed, k, how["batch"], few)]
         return drawn[0]
 
     def loss(_: nn.Module, problem: SourceMitigation) -> dict[str, Tensor]:
-        policy = steering("split", model, problem)
-        path = rollout(problem, policy, problem.start.float(), steps=STEPS)
-        images, x = problem.images.float(), path.x.detach()
-        paid, t = ledger(problem, policy, path), path.t.repeat_interleave(x.shape[1])
-        above = net.above(t, x.flatten(0, 1), images).view(paid.to_go.shape)
-        seen.append((images, (paid.to_go - above.detach()).T))
-        with torch.no_grad():
-            height = net.height(t, images, len(t)).view(above.shape)
-        value = height + above
-        defects = (value.diff(dim=0) + paid.spent).abs().mean(1).sum()
-        end = (value[-1] - paid.to_go[-1]).abs().mean()
-        return {"cost": path.cost.mean(), "bsde": beta * defects, "terminal": beta * end}
+        terms, wanted = _terms(model, problem, how["beta"])
+        seen.append(wanted)
+        return terms
 
     def sample(k: int) -> Replay:
         newer = seen[len(seen) // 2 :]
         images, targets = (torch.cat(part) for part in zip(*newer, strict=True))
         return replay(images, targets, 10_000 * seed + k)
 
-    last = decay // (2 * STEPS * batch)  # the iteration at which both rates are zero
-    rates = cosine(lr, last), cosine(height_lr, last * replays)
-    keep = {"steps": 10**6, "max_grad_norm": clip}
+    last = how["decay"] // (2 * STEPS * how["batch"])
+    rates = cosine(how["lr"], last), cosine(how["height_lr"], last * how["replays"])
+    keep = {"steps": 10**6, "max_grad_norm": how["clip"]}
     heights = train(net.height, height_loss, sample, lr=rates[1], **keep)
     for _ in train(net.shape, loss, basins, lr=rates[0], **keep):
-        for _ in range(replays):
+        for _ in range(how["replays"]):
             next(heights)
         solves += drawn[0].systems.solves + drawn[0].systems.adjoint_solves
         yield solves

@@ -26,8 +26,6 @@ SENTENCES = (
     "pdecontrol.fewer.ppo",
     "pdecontrol.intrusive",
     "pdecontrol.tuning.ppo.hjb",
-    "pdecontrol.tuning.ppo.policy",
-    "pdecontrol.policy.amortized",
     "pdecontrol.hjb.height",
     "pdecontrol.split.height",
 )

@@ -93,7 +93,7 @@ class Split(nn.Module):
         return full - empty
 
 
-def untrained(kind: str) -> nn.Module:
+def untrained(kind: str) -> Any:
     """The model of a learner that knows the solver, before its training."""
     if kind == "split":
         return AutodiffPotential(Split())
