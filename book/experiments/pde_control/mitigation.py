@@ -215,12 +215,24 @@ class Openings(NamedTuple):
     cost: Float[Tensor, " batch"]
 
 
-def best_openings(problem: SourceMitigation, *, closable: bool = True) -> Openings:
-    """The best controls of each basin, exactly: the cost is quadratic in the `steps` numbers aₖ.
+class Quadratic(NamedTuple):
+    """The cost ½ aᵀHa − bᵀa + c of each basin as a function of its controls a (steps)."""
+
+    curvature: Float[Tensor, "batch steps steps"]
+    slope: Float[Tensor, "batch steps"]
+    constant: Float[Tensor, " batch"]
+
+    def __call__(self, a: Float[Tensor, "batch steps"]) -> Float[Tensor, " batch"]:
+        """The cost of each basin."""
+        bent = 0.5 * ((self.curvature @ a[..., None]).squeeze(-1) * a).sum(-1)
+        return self.constant - (self.slope * a).sum(-1) + bent
+
+
+def quadratic(problem: SourceMitigation) -> Quadratic:
+    """The cost of each basin as a quadratic in the `steps` numbers aₖ.
 
     uₖ = freeₖ − Σ_{j<k} aⱼ responseₖ₋₁₋ⱼ, for the time-discrete basin is linear and does not change
-    in time. The least cost over a ≥ 0 follows by non-negative least squares, and without the sign
-    (`closable=False`, a sink that may also emit) by one linear system.
+    in time.
     """
     steps, M, h = problem.steps, problem.mass, problem.horizon / problem.steps
     free, response = [problem.systems(h * problem.source)], [h * problem.drained]
@@ -229,7 +241,9 @@ def best_openings(problem: SourceMitigation, *, closable: bool = True) -> Openin
         response.append(problem.systems(response[-1] @ M))
     responses = torch.stack(response, 1)
     curvature = h * problem.control_weight * torch.eye(steps, dtype=M.dtype)
-    slope, constant = torch.zeros(len(responses), steps, dtype=M.dtype), 0.0
+    curvature = curvature.expand(len(responses), -1, -1)
+    slope = torch.zeros(len(responses), steps, dtype=M.dtype)
+    constant = torch.zeros(len(responses), dtype=M.dtype)
     for k, u in enumerate(free, start=1):
         weight = problem.terminal_weight if k == steps else h
         effects = torch.zeros_like(responses)
@@ -237,16 +251,43 @@ def best_openings(problem: SourceMitigation, *, closable: bool = True) -> Openin
         weighted = weight * effects @ M
         curvature = curvature + weighted @ effects.mT
         slope += (weighted @ u[..., None]).squeeze(-1)
-        constant = constant + 0.5 * weight * ((u @ M) * u).sum(-1)
-    factor = torch.linalg.cholesky(curvature)
-    goal = torch.linalg.solve_triangular(factor, slope[..., None], upper=False).squeeze(-1)
-    if closable:
-        pairs = zip(factor.mT.numpy(), goal.numpy(), strict=True)
-        controls = torch.from_numpy(np.stack([nnls(*pair)[0] for pair in pairs]))
-    else:
-        controls = torch.cholesky_solve(slope[..., None], factor).squeeze(-1)
-    quadratic = 0.5 * ((curvature @ controls[..., None]).squeeze(-1) * controls).sum(-1)
-    return Openings(controls, constant - (slope * controls).sum(-1) + quadratic)
+        constant += 0.5 * weight * ((u @ M) * u).sum(-1)
+    return Quadratic(curvature, slope, constant)
+
+
+def least(cost: Quadratic) -> Float[Tensor, "batch steps"]:
+    """The controls a ≥ 0 of least cost, by non-negative least squares."""
+    factor = torch.linalg.cholesky(cost.curvature)
+    goal = torch.linalg.solve_triangular(factor, cost.slope[..., None], upper=False).squeeze(-1)
+    pairs = zip(factor.mT.numpy(), goal.numpy(), strict=True)
+    return torch.from_numpy(np.stack([nnls(*pair)[0] for pair in pairs]))
+
+
+def best_openings(problem: SourceMitigation, *, closable: bool = True) -> Openings:
+    """The best controls of each basin, exactly, because the cost is quadratic in them.
+
+    The least cost over a ≥ 0 follows by non-negative least squares, and without the sign
+    (`closable=False`, a sink that may also emit) by one linear system.
+    """
+    cost = quadratic(problem)
+    controls = least(cost)
+    if not closable:
+        controls = torch.linalg.solve(cost.curvature, cost.slope[..., None]).squeeze(-1)
+    return Openings(controls, cost(controls))
+
+
+def common_plan(
+    cost: Quadratic, scale: Float[Tensor, " batch"]
+) -> tuple[Float[Tensor, " steps"], Float[Tensor, " batch"]]:
+    """The plan a ≥ 0 that, times a number for each basin, costs all of them together the least.
+
+    Returns:
+        the plan, and what it costs in each basin.
+    """
+    bent = (scale.square()[:, None, None] * cost.curvature).sum(0, keepdim=True)
+    leaning = (scale[:, None] * cost.slope).sum(0, keepdim=True)
+    plan = least(Quadratic(bent, leaning, cost.constant.sum(0, keepdim=True)))[0]
+    return plan, cost(scale[:, None] * plan)
 
 
 def _velocity(coefficients: np.ndarray, speed: float) -> tuple[Function, Function]:
