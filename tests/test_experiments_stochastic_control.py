@@ -149,7 +149,8 @@ def test_the_value_of_one_step_is_the_least_of_a_line_search():
         square = (m + 0.7 * ahead) ** 2 + 0.49 * across
         return (m - r) ** 2 / 4 + (3 * np.log(0.5 + 0.5 * square)).mean()
 
-    wanted = optimize.minimize_scalar(cost, bounds=(0, r), method="bounded").fun
+    best: Any = optimize.minimize_scalar(cost, bounds=(0, r), method="bounded")
+    wanted = best.fun
     assert float(v0(r)) == pytest.approx(wanted, rel=2e-3)
     assert float(v0(r)) < cost(r) - 0.1  # steering pays
 

@@ -109,7 +109,7 @@ def history(
 
     steps, used, began = 4 if smoke else steps, 0.0, time.process_time()
     rate = cosine(method.lr, steps) if method.falls else method.lr
-    for step in train(model, lambda m, b: m.loss(*b), batch, steps=steps, lr=rate):
+    for step in train(model, lambda _, b: model.loss(*b), batch, steps=steps, lr=rate):
         if (step.index + 1) % (2 if smoke else 100) == 0:
             used += time.process_time() - began
             rows.append(judge(model) | {"steps": step.index + 1, "seconds": used})

@@ -31,7 +31,9 @@ SENTENCES = (
     "soc100shift.sampling.with_cost",
     "soc100shift.disguise",
 )
-LOOK = dict(zip((DEEP, RAISSI, LOW, OURS), range(4), strict=True))  # colours and markers
+LOOK: dict[str, int] = dict(
+    zip((DEEP, RAISSI, LOW, OURS), range(4), strict=True)
+)  # colours and markers
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def history(rival: Rival, seed: int, steps: int, *, smoke: bool = False) -> Curv
 
     recorder = Recorder(look, 2 if smoke else EVERY)
     rate = cosine(rival.lr, steps) if rival.falls else rival.lr
-    for _ in recorder(train(model, lambda m, b: m.loss(*b), batch, steps=steps, lr=rate)):
+    for _ in recorder(train(model, lambda _, b: model.loss(*b), batch, steps=steps, lr=rate)):
         pass
     return recorder.curve
 

@@ -108,7 +108,8 @@ def batch(seed: int, k: int, count: int = BATCH) -> Batch:
 def own_loss(weights: Mapping[str, float], phi: Any, batch: Batch) -> dict[str, Tensor]:
     """All terms on the paths of the feedback."""
     x, generator = batch
-    return objective(PROBLEM, phi, x, steps=STEPS, generator=generator, **{"cost": 0.0, **weights})
+    all_weights: dict[str, Any] = {"cost": 0.0, **weights}
+    return objective(PROBLEM, phi, x, steps=STEPS, generator=generator, **all_weights)
 
 
 def walk_loss(weights: Mapping[str, float], phi: Any, batch: Batch) -> dict[str, Tensor]:

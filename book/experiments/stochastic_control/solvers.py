@@ -7,7 +7,7 @@ solver has a value and a gradient at all nodes of any path, those that it is tra
 import math
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,7 @@ from ctdl_lib.potentials.potential import Time
 from .radial import LogarithmicTarget
 
 STEPS = 20  # of all paths
-WEIGHTS = {"cost": 1.0, "hjb": 1.0, "terminal": 1.0, "terminal_gradient": 1.0}
+WEIGHTS: dict[str, Any] = {"cost": 1.0, "hjb": 1.0, "terminal": 1.0, "terminal_gradient": 1.0}
 
 Nodes = Float[Tensor, "nodes batch d"]
 
@@ -173,7 +173,7 @@ class FBSNN(nn.Module):
         super().__init__()
         self.problem, net = problem, Sine(seed, len(problem.target))
         whole = net if height is None else Centred(net, problem.target, height)
-        self.phi = AutodiffPotential(whole)
+        self.phi: Potential = AutodiffPotential(whole)
 
     def along(self, nodes: Nodes) -> Along:
         """The values and gradients on some paths."""
