@@ -134,17 +134,6 @@ def draw_flights(found: Results) -> None:
         ax.set_title(name, fontsize=9)
 
 
-def draw_plans() -> None:
-    """Draw the best plan and a local optimum, with the attitude of the copter on the way."""
-    fig = plt.figure(figsize=(7.4, 3.2))
-    for k, plan in enumerate((plans.best(100), plans.trapped())):
-        ax, color = space(fig, 2, k), plotting.COLORS[k]
-        ax.plot(*plan.x[:, :3].T, lw=0.8, color="0.6")
-        for x in plan.x[::8]:
-            draw_copter(ax, x, color)
-        ax.set_title(f"cost {plan.cost:,.0f}", fontsize=9)
-
-
 def draw_live(
     curve: Sequence[float], before: Tensor, after: Tensor, start: Tensor, target: Tensor
 ) -> None:
