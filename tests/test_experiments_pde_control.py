@@ -213,7 +213,12 @@ def test_a_planted_height_turns_the_verdict(found):
 
 
 def test_a_planted_exchange_of_methods_turns_the_verdict(found):
-    fitted = found.fitted | {"hjb": found.fitted["ppo"], "ppo": found.fitted["hjb"]}
+
+    def swapped(kind, other):
+        pairs = zip(found.fitted[kind], found.fitted[other], strict=True)
+        return [dataclasses.replace(f, record=g.record) for f, g in pairs]
+
+    fitted = found.fitted | {"hjb": swapped("hjb", "ppo"), "ppo": swapped("ppo", "hjb")}
     rows = judged_rows(dataclasses.replace(found, fitted=fitted))
     assert rows["pdecontrol.accuracy.ppo"].verdict == "refuted"
 
@@ -246,6 +251,14 @@ def test_a_trial_run_writes_nothing(tmp_path):
     how = next(fits.settings("policy"))
     assert len(fits.trial(store, "policy", "search-policy-0", how, 32_000)) == 3
     assert not list(tmp_path.iterdir())
+
+
+def test_a_field_is_drawn_where_it_is(problem):
+    """The greatest emission of a picture is at the source, with rows along y."""
+    for images, centre in zip(problem.images, problem.basins.source, strict=True):
+        row, column = divmod(int(lecture.rows_of(images[2].reshape(-1)).argmax()), 17)
+        assert abs(column / 16 - centre[0]) < 1 / 16
+        assert abs(row / 16 - centre[1]) < 1 / 16
 
 
 def test_the_live_picture_is_drawn():

@@ -86,12 +86,17 @@ def steered(problem: SourceMitigation, policy: Policy) -> tuple[Tensor, Tensor]:
     return path.x[:, 0], torch.cat([policy(t, x)[:, 0] for t, x in pairs])
 
 
+def rows_of(field: Tensor) -> np.ndarray:
+    """The nodal values as an image whose rows are y: the nodes of the mesh run along y first."""
+    return field.detach().view(17, 17).T.numpy()
+
+
 def draw_field(ax: Axes, problem: SourceMitigation, x: Tensor, top: float) -> None:
     """Draw a concentration, the stream, the source (triangle) and the drain (circle)."""
     look: dict[str, Any] = {"origin": "lower", "extent": (0, 1, 0, 1), "vmin": 0, "vmax": top}
-    ax.imshow(x.view(17, 17), cmap="Blues", interpolation="bicubic", **look)
+    ax.imshow(rows_of(x), cmap="Blues", interpolation="bicubic", **look)
     s = np.linspace(0, 1, 17)
-    along, across = problem.images[0, :2].numpy()
+    along, across = map(rows_of, problem.images[0, :2].reshape(2, -1))
     style = {"color": "0.45", "density": 0.45, "linewidth": 0.5, "arrowsize": 0.5}
     ax.streamplot(s, s, along, across, **style)
     ax.plot(*problem.basins.source[0], "^", c=plotting.COLORS[1], ms=6)
