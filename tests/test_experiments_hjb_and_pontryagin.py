@@ -1,6 +1,7 @@
 """The experiments of chapter 12: trainings, references, characteristics, the filter, and rows."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -227,7 +228,9 @@ def test_the_cost_of_a_plan_is_that_of_its_controls_by_many_small_steps(plan):
 
 def test_old_controls_that_go_on_end_where_the_plan_does(plan):
     found = corridor.after(gate.continued(plan), plan.x[AT][None])
-    assert (found.x[-1, 0] - plan.x[-1]).abs().max() < 1e-3
+    # the last stage of a Runge–Kutta step, of weight 1/6, already sees the next control
+    early = (plan.u[-1] - plan.u[AT]) / (6 * STEPS)
+    assert torch.allclose(found.x[-1, 0] - plan.x[-1], early, rtol=0, atol=1e-4)
 
 
 def test_the_mirrored_problem_has_the_same_plans():
@@ -260,9 +263,14 @@ def test_collisions_are_counted_between_start_and_end():
 # --- the rows -----------------------------------------------------------------------------------
 
 
+@functools.cache
+def gathered() -> evidence.Evidence:
+    return evidence.gather("saved")
+
+
 @pytest.fixture
 def found():
-    return evidence.gather("saved")
+    return gathered()
 
 
 def judged_rows(found) -> dict[str, Any]:
@@ -278,11 +286,11 @@ def test_planted_results_turn_the_verdicts_of_their_rows(found):
     near = found.boxes[evidence.NEAR]
     spoiled: dict[str, Any] = {
         "corridor.collisions": {
-            "shocks": [row._replace(filtered=row.plain) for row in found.shocks]
+            "shocks": [row._replace(filtered=found.shocks[0].plain) for row in found.shocks]
         },
         "soc2d.box_error.tenth": {"boxes": found.boxes | {evidence.WIDE: near[:4]}},
         "soc2d.penalty": {
-            "ablation": found.ablation | {evidence.FULL: found.ablation["cost alone"]}
+            "ablation": found.ablation | {evidence.FULL: 2 * found.ablation["cost alone"][:1]}
         },
         "hjb.residual": {"residual": found.residual[::-1]},
     }
