@@ -148,6 +148,15 @@ def test_page_shows_its_formulas_and_pictures_to_everyone(browser, address, name
         assert serious_violations(page, contrast_alone=True) == []  # all else is the same as before
 
 
+@pytest.mark.parametrize("name", ["intro", "api", "playground", "scoreboard", "14_quadcopter"])
+def test_a_phone_scrolls_no_page_sideways(browser, address, name):
+    context = browser.new_context(viewport={"width": 390, "height": 844}, base_url=address)
+    tab = context.new_page()
+    visit(tab, f"book/{name}")
+    assert tab.evaluate("() => document.documentElement.scrollWidth") <= 390
+    context.close()
+
+
 LOADED = "() => [...document.images].every(i => i.complete && i.naturalWidth > 0)"
 
 
