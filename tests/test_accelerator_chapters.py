@@ -24,7 +24,8 @@ PAGES = [page for page in chapters.with_evidence(chapters.all_chapters()) if loo
 
 
 def test_the_chapters_are_found():
-    assert {page.stem[:2] for page in PAGES} == {"01", "02", "05", "06", "07", "10", "11"}
+    found = {int(page.stem[:2]) for page in PAGES}
+    assert found == {1, 2, 5, 6, 7, *range(10, 16)}
     assert set(QUICK) <= {page.name for page in PAGES}
 
 

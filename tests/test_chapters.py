@@ -57,11 +57,14 @@ def fingerprint(folder: Path) -> dict[str, str]:
 PAGES = chapters.with_evidence(chapters.all_chapters())
 EVIDENCE = [page for page in PAGES if page.name.startswith("evidence/")]
 BORDER = re.compile(r"(?<!\\)\|")
-# The rows of 256 layers, of most numbers of steps, and of more than two dimensions, which a trial
-# run does not try.
+# The rows of 256 layers, of most numbers of steps, of more than two dimensions, and of most flights
+# that plan anew, which a trial run does not try.
 LEFT_OUT = {"pde.cost.d3", "pde.cost.d4"}
 LEFT_OUT |= {f"resnet.digits.{row}.256" for row in ("skip_gain", "plain")}
 LEFT_OUT |= {f"node.time.{when}.rk4.{n}" for when in ("at_first", "trained") for n in (60, 120)}
+MPC_ROWS = ("mpc.cost", "gap_to_mpc", "blend.gap_to_mpc", "linear.gap_to_mpc")
+WINDS = ("00.nt100", "00.nt200", "01.nt100", "02.nt100", "02.nt200", "04.nt50", "04.nt100")
+LEFT_OUT |= {f"quad.{row}.sigma{wind}" for row in MPC_ROWS for wind in WINDS}
 
 
 @pytest.mark.parametrize("chapter", PAGES, ids=lambda c: c.name)

@@ -196,7 +196,7 @@ def growth(store: Store, seed: int = 0) -> dict[int, dict[str, float]]:
     """Seconds an iteration and error of ∇Φ after 1,000 iterations, by the dimension."""
     smoke, found = store.run == "smoke", {}
     first = seed + SEEDS[0]
-    for d in (10, 20) if smoke else DIMENSIONS:
+    for d in DIMENSIONS:
         key = {"d": d, "steps": 1000, "lr": 0.003, "seed": first, "weights": WEIGHTS}
         key |= {"batch": BATCH, "times": STEPS}
 

@@ -479,7 +479,7 @@ def benchmark_table(e: Evidence) -> str:
 
 def race_table(e: Evidence) -> str:
     """What all solvers of the shifted problem say on common states: mean ± range over seeds."""
-    head = ("Φ(0, 0)", "Φ", "Φ, 20 steps", "∇Φ, walks", "∇Φ, best paths", "cost")
+    head = ("Φ(0, 0)", "Φ", "Φ, 20", "∇Φ, walks", "∇Φ, best", "cost")
     lines = ["| | " + " | ".join(head) + " |", "|---|" + "---:|" * len(head)]
     for name, curves in e.race.items():
         cells = [_cell(final(curves, "start")), _cell(phi_error(curves))]
