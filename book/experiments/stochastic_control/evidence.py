@@ -463,7 +463,7 @@ def _shifted_numbers(e: Evidence) -> Iterator[Row]:
 
 def _cell(values: Sequence[float]) -> str:
     mean = fmean(values)
-    spread = "" if len(values) < 2 else f" ± {max(values) - min(values):.2g}"
+    spread = "" if len(values) < 2 else f" ± {float(f'{max(values) - min(values):.2g}'):g}"
     return f"{float(f'{mean:.3g}'):g}{spread}"
 
 
@@ -479,13 +479,17 @@ def benchmark_table(e: Evidence) -> str:
 
 def race_table(e: Evidence) -> str:
     """What all solvers of the shifted problem say on common states: mean ± range over seeds."""
-    head = ("Φ(0, 0)", "Φ", "Φ, 20", "∇Φ, walks", "∇Φ, best", "cost")
-    lines = ["| | " + " | ".join(head) + " |", "|---|" + "---:|" * len(head)]
-    for name, curves in e.race.items():
-        cells = [_cell(final(curves, "start")), _cell(phi_error(curves))]
-        cells.append(_cell(phi_error(curves, "stepwise")))
-        keys = ("gradient_walk", "gradient_best", "cost")
-        cells += [_cell(final(curves, key)) for key in keys]
+    lines = ["| | " + " | ".join(e.race) + " |", "|---|" + "---:|" * len(e.race)]
+    columns: dict[str, Callable[[Sequence[Curve]], list[float]]] = {
+        "Φ(0, 0)": lambda curves: final(curves, "start"),
+        "Φ": phi_error,
+        "Φ, 20": lambda curves: phi_error(curves, "stepwise"),
+        "∇Φ, walks": lambda curves: final(curves, "gradient_walk"),
+        "∇Φ, best": lambda curves: final(curves, "gradient_best"),
+        "cost": lambda curves: final(curves, "cost"),
+    }
+    for name, values in columns.items():
+        cells = [_cell(values(curves)) for curves in e.race.values()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
