@@ -280,3 +280,8 @@ def test_the_sentences_of_the_talk_point_to_chapters_and_claims():
 
 def test_criteria_are_hashable_constants():
     assert {below(1), Criterion("below", 1)} == {below(1)}
+
+
+def test_columns_keep_a_bar_inside_of_its_cell():
+    table = claims.columns(("", "a|b"), [["x", "1"], ["y", "2"]]).splitlines()
+    assert table == ["|  | a\\|b |", "|---|---:|", "| x | 1 |", "| y | 2 |"]

@@ -28,7 +28,8 @@ from ctdl_lib.dynamics import integrate
 from ctdl_lib.generative.diffusion import Schedule, sample_sde
 from ctdl_lib.potentials import ResNetPotential
 from ctdl_lib.problems.densities import TOYS, Mixture
-from machinery import chapters, playgrounds
+from experiments import playgrounds
+from machinery import chapters
 
 REPOSITORY = "https://github.com/example/ctdl"
 SITE = "https://example.github.io/ctdl"
@@ -289,8 +290,8 @@ def test_the_pieces_in_the_browser_are_those_of_the_library(page):
     times = torch.linspace(0, 1, 20)
     close: Any = {"rtol": 1e-9, "atol": 1e-9}
 
-    phi = ResNetPotential(2).double()
-    phi.load_state_dict(playgrounds.velocity_of("OT-Flow").state_dict())
+    phi = playgrounds.flow_of("OT-Flow").velocity.double()
+    assert isinstance(phi, ResNetPotential)
     code = "const phi = pieces.potential(flows['OT-Flow'].weights);"
     code += "return args[1].map((t, i) => phi(t, args[2][i]))"
     code += ".map(p => [p.value, p.dt, ...p.dx, p.laplacian]);"
@@ -299,7 +300,7 @@ def test_the_pieces_in_the_browser_are_those_of_the_library(page):
     columns = (ours.value[:, None], ours.dt[:, None], ours.dx, ours.laplacian[:, None])
     assert torch.allclose(found, torch.cat(columns, 1), **close)
 
-    net = playgrounds.velocity_of("FFJORD").double()
+    net = playgrounds.flow_of("FFJORD").velocity.double()
     code = "const v = pieces.velocity(flows.FFJORD); const path = x => pieces.rk4(v, x, 1, 0, 5);"
     code += "return args[1].map(x => path(x).map(point => [...point]));"
     found = torch.tensor(in_script(page, code, x.tolist()))
@@ -476,7 +477,7 @@ def test_the_first_page_moves_only_for_those_who_like_it(browser, address, motio
         assert tab.evaluate(seen) == first
     else:
         tab.wait_for_function(f"first => ({seen})() != first", arg=first)
-        tab.locator("figure.playground button").click()
+        tab.locator("figure.playground [data-part=play]").click()
         rest = tab.evaluate(seen)
         tab.wait_for_timeout(300)
         assert tab.evaluate(seen) == rest

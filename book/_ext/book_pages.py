@@ -18,7 +18,8 @@ from sphinx.environment import BuildEnvironment
 from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
 
-from machinery import benchmarking, claims, playgrounds
+from experiments import playgrounds
+from machinery import benchmarking, claims
 from machinery.chapters import BOOK, Chapter, all_chapters
 from machinery.store import Record
 

@@ -12,7 +12,8 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 
 import ctdl_lib
-from machinery import playgrounds, plotting
+from experiments import playgrounds
+from machinery import plotting
 
 CARD = "_static/card.png"
 LENGTH = 160  # what search engines show of a description
@@ -32,8 +33,7 @@ def description(doctree: nodes.document | None) -> str:
         said = "".join(part for part in paragraph.findall(nodes.Text) if part not in math)
         said = " ".join(said.split())
         if len(said) > LENGTH / 3:
-            cut = said if len(said) <= LENGTH else said[: LENGTH - 1].rsplit(" ", 1)[0] + "…"
-            return cut
+            return said if len(said) <= LENGTH else said[: LENGTH - 1].rsplit(" ", 1)[0] + "…"
     return ""
 
 
@@ -81,10 +81,7 @@ def draw_card(path: Path, title: str) -> None:
     left.axis("off")
     words = title.replace(" for ", "\nfor ").replace(" Deep", "\nDeep")
     left.text(0, 0.5, words, fontsize=27, va="center", transform=left.transAxes)
-    x = playgrounds.sample(240)
-    playgrounds.draw_flow(right, "OT-Flow", x, plotting.COLORS[1], "black")
-    reach = playgrounds.REACH
-    right.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
+    playgrounds.draw_hero(playgrounds.framed(right))
     fig.savefig(path, dpi=100)
     plt.close(fig)
 

@@ -402,6 +402,12 @@ def line_of(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
+def columns(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table whose first column is text, and whose others are numbers."""
+    ruler = "|---" + "|---:" * (len(head) - 1) + "|"
+    return "\n".join([line_of(*head), ruler, *(line_of(*line) for line in lines)])
+
+
 def value(row: Row) -> str:
     """The number of a row with its spread and unit."""
     if isinstance(row, Claim):

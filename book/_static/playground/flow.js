@@ -1,21 +1,20 @@
 // Drop points into the plane of a trained flow, follow them in both directions, and save steps.
 import {velocity, rk4, normals} from "./pieces.js";
-import {Stage, animate, parts, until} from "./stage.js";
+import {Stage, arrow, parts, player, until} from "./stage.js";
 
-const FINE = 64, SECONDS = 3, MOST = 400, REACH = 4.6;
+const FINE = 64, SECONDS = 3, MOST = 400;
 
-export function start(figure, {flows, data}) {
-  const all = parts(figure), part = name => all[name];
-  const {canvas, model, way, steps, time} = all;
+export function start(figure, {flows, data, reach}) {
+  const all = parts(figure), {canvas, model, way, steps, time, says} = all;
   const velocities = Object.fromEntries(
     Object.entries(flows).map(([name, flow]) => [name, velocity(flow)]));
   const normal = normals(7);
-  let points = [], paths = [], errors = [], cursor = null, stop = () => {};
+  let points = [], paths = [], errors = [], cursor = null;
 
   const forward = () => way.value == "forward";
   const ends = () => (forward() ? [0, 1] : [1, 0]);
 
-  const stage = new Stage(canvas, REACH, stage => {
+  const stage = new Stage(canvas, reach, stage => {
     const {path, end, ink, faint} = stage.colors;
     if (forward()) for (const radius of [1, 2, 3]) stage.ring(radius, faint);
     else for (const point of data) stage.disc(point, 1.2, faint);
@@ -44,10 +43,9 @@ export function start(figure, {flows, data}) {
 
   function say() {
     const n = points.length, k = +steps.value;
-    part("steps-shown").textContent = k;
-    part("time-shown").textContent = (+time.value / 100).toFixed(2);
+    all["steps-shown"].textContent = k;
     const mean = errors.reduce((a, b) => a + b, 0) / n;
-    part("says").textContent = n
+    says.textContent = n
       ? `${model.value}, ${n} point${n == 1 ? "" : "s"}, ${k} step${k == 1 ? "" : "s"}: the ends are ` +
         `${mean.toPrecision(2)} away from those by ${FINE} steps, on average.`
       : "No points yet. Click into the plane, or press “Drop 40 points”.";
@@ -56,6 +54,7 @@ export function start(figure, {flows, data}) {
   function add(some) {
     points = [...points, ...some].slice(-MOST);
     time.value = 100;
+    all["time-shown"].textContent = "1.00";
     solve();
   }
 
@@ -65,7 +64,7 @@ export function start(figure, {flows, data}) {
   }
 
   function clear() {
-    stop();
+    rest();
     points = [];
     solve();
   }
@@ -75,15 +74,15 @@ export function start(figure, {flows, data}) {
     add([stage.under(event)]);
   });
   canvas.addEventListener("keydown", event => {
-    const moves = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1]};
-    if (event.key in moves) {
-      const bounded = value => Math.max(-REACH, Math.min(REACH, value));
-      cursor = (cursor ?? [0, 0]).map((value, i) => bounded(value + 0.2 * moves[event.key][i]));
-      part("says").textContent = `Cursor at ${cursor.map(v => v.toFixed(1)).join(", ")}. Enter drops a point.`;
+    const moved = arrow(event, cursor ?? [0, 0], 0.2, reach);
+    if (moved) {
+      cursor = moved;
+      says.textContent = `Cursor at ${cursor.map(v => v.toFixed(1)).join(", ")}. Enter drops a point.`;
       stage.paint();
-    } else if (event.key == "Enter" || event.key == " ") add([cursor ?? [0, 0]]);
-    else return;
-    event.preventDefault();
+    } else if (event.key == "Enter" || event.key == " ") {
+      event.preventDefault();
+      add([cursor ?? [0, 0]]);
+    }
   });
   canvas.addEventListener("blur", () => {
     cursor = null;
@@ -95,20 +94,8 @@ export function start(figure, {flows, data}) {
     clear();
     drop();
   });
-  time.addEventListener("input", () => {
-    stop();
-    say();
-    stage.paint();
-  });
-  part("drop").addEventListener("click", drop);
-  part("clear").addEventListener("click", clear);
-  part("play").addEventListener("click", () => {
-    stop();
-    stop = animate(SECONDS, share => {
-      time.value = Math.round(100 * share);
-      part("time-shown").textContent = share.toFixed(2);
-      stage.paint();
-    });
-  });
+  const rest = player(all, SECONDS, () => stage.paint());
+  all.drop.addEventListener("click", drop);
+  all.clear.addEventListener("click", clear);
   drop();
 }

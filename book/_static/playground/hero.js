@@ -1,16 +1,14 @@
 // The picture of the first page: points that follow ẋ = −∇Φ(t, x) from the normal law to the data.
-import {potential, rk4, normals} from "./pieces.js";
-import {Stage, until, calm, animate} from "./stage.js";
+import {normals, rk4, velocity} from "./pieces.js";
+import {Stage, animate, calm, parts, until} from "./stage.js";
 
 const POINTS = 240, STEPS = 24, SECONDS = 5, PAUSE = 1500;
 
-export function start(figure, {flows}) {
-  const phi = potential(flows["OT-Flow"].weights);
-  const velocity = (t, x) => phi(t, x).dx.map(value => -value);
-  const normal = normals(1), canvas = figure.querySelector("canvas");
+export function start(figure, {flows, reach}) {
+  const {canvas, play} = parts(figure), v = velocity(flows["OT-Flow"]), normal = normals(1);
   let paths = [], share = 1, stop = () => {}, waiting;
 
-  const stage = new Stage(canvas, 4.6, stage => {
+  const stage = new Stage(canvas, reach, stage => {
     const {path, end, faint} = stage.colors;
     for (const radius of [1, 2]) stage.ring(radius, faint);
     for (const points of paths) {
@@ -21,7 +19,8 @@ export function start(figure, {flows}) {
   });
 
   const draw = () => {
-    paths = Array.from({length: POINTS}, () => rk4(velocity, normal(), 1, 0, STEPS));
+    paths = Array.from({length: POINTS}, () => rk4(v, normal(), 1, 0, STEPS));
+    stage.paint();
   };
   const run = () => {
     draw();
@@ -29,17 +28,15 @@ export function start(figure, {flows}) {
       if (!calm()) waiting = setTimeout(run, PAUSE);
     });
   };
-  const button = figure.querySelector("button");
-  button.addEventListener("click", () => {
-    const moving = button.getAttribute("aria-pressed") == "true";
-    button.setAttribute("aria-pressed", String(!moving));
-    button.textContent = moving ? "Play" : "Pause";
+  play.setAttribute("aria-pressed", "false");
+  play.addEventListener("click", () => {
+    const moving = play.getAttribute("aria-pressed") == "true";
+    play.setAttribute("aria-pressed", String(!moving));
+    play.textContent = moving ? "Play" : "Pause";
     clearTimeout(waiting);
     stop();
     if (!moving) run();
   });
   draw();
-  stage.paint();
-  if (calm()) return;
-  button.click();
+  if (!calm()) play.click();
 }

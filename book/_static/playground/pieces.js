@@ -101,18 +101,24 @@ export function velocity(flow) {
   return (t, x) => phi(t, x).dx.map(value => -value);
 }
 
-/** The points of `steps` equal Runge–Kutta steps of order four for ẋ = f(t, x), with the start. */
-export function rk4(f, x, t0, t1, steps) {
+/** The points of `steps` equal steps, with the start; `step(t, x, h)` moves a point by one. */
+function stepped(step, x, t0, t1, steps) {
   const h = (t1 - t0) / steps, path = [Float64Array.from(x)];
-  const moved = (k, share) => path.at(-1).map((value, i) => value + share * h * k[i]);
-  for (let n = 0; n < steps; n++) {
-    const t = t0 + n * h, k1 = f(t, path.at(-1));
-    const k2 = f(t + h / 2, moved(k1, 1 / 2)), k3 = f(t + h / 2, moved(k2, 1 / 2));
-    const k4 = f(t + h, moved(k3, 1));
-    path.push(moved(k1.map((value, i) => (value + 2 * k2[i] + 2 * k3[i] + k4[i]) / 6), 1));
-  }
+  for (let n = 0; n < steps; n++) path.push(step(t0 + n * h, path.at(-1), h));
   return path;
 }
+
+const moved = (x, h, k) => x.map((value, i) => value + h * k[i]);
+
+/** The points of equal steps of Euler's method for ẋ = f(t, x). */
+export const euler = (f, ...how) => stepped((t, x, h) => moved(x, h, f(t, x)), ...how);
+
+/** The points of equal Runge–Kutta steps of order four for ẋ = f(t, x). */
+export const rk4 = (f, ...how) => stepped((t, x, h) => {
+  const k1 = f(t, x), k2 = f(t + h / 2, moved(x, h / 2, k1));
+  const k3 = f(t + h / 2, moved(x, h / 2, k2)), k4 = f(t + h, moved(x, h, k3));
+  return moved(x, h, k1.map((value, i) => (value + 2 * k2[i] + 2 * k3[i] + k4[i]) / 6));
+}, ...how);
 
 /** Standard normal numbers, two at a time, that are the same in each browser (mulberry32). */
 export function normals(seed) {
@@ -200,14 +206,4 @@ export function dormandPrince(f, x, t0, t1, tol, first = 0.01, most = 20000) {
     h = step * Math.min(5, Math.max(0.2, 0.9 * Math.max(error, 1e-10) ** -0.2));
   }
   return {accepted, rejected, evaluations};
-}
-
-/** The points of equal steps of Euler's method. */
-export function euler(f, x, t0, t1, steps) {
-  const h = (t1 - t0) / steps, path = [Float64Array.from(x)];
-  for (let n = 0; n < steps; n++) {
-    const slope = f(t0 + n * h, path.at(-1));
-    path.push(path.at(-1).map((value, i) => value + h * slope[i]));
-  }
-  return path;
 }

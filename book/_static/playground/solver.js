@@ -1,12 +1,11 @@
 // An adaptive solver on van der Pol's equation: which steps it takes, and which it takes back.
 import {dormandPrince, rk4} from "./pieces.js";
-import {Stage, parts} from "./stage.js";
+import {Stage, arrow, parts} from "./stage.js";
 
 const TIME = 20, REACH = 2.6, START = [0.5, 0.3];
 
 export function start(figure) {
-  const {canvas, tolerance, stiffness, says} = parts(figure);
-  const shown = name => figure.querySelector(`[data-part=${name}-shown]`);
+  const all = parts(figure), {canvas, tolerance, stiffness, says} = all;
   let from = START, found = null, dense = [];
 
   const stage = new Stage(canvas, REACH, stage => {
@@ -32,8 +31,8 @@ export function start(figure) {
     const fixed = off(rk4(f, from, 0, TIME, equal).at(-1));
     const error = off(found.accepted.at(-1).x);
     const sizes = found.accepted.slice(1).map((step, k) => step.t - found.accepted[k].t);
-    shown("tolerance").textContent = `1e-${tolerance.value}`;
-    shown("stiffness").textContent = mu;
+    all["tolerance-shown"].textContent = `1e-${tolerance.value}`;
+    all["stiffness-shown"].textContent = mu;
     const small = value => Number.isFinite(value) ? value.toExponential(0) : "not finite";
     says.textContent = `${sizes.length} steps accepted, ${found.rejected.length} taken back, ${found.evaluations} ` +
       `evaluations. Steps from ${Math.min(...sizes).toFixed(3)} to ${Math.max(...sizes).toFixed(2)}. ` +
@@ -44,11 +43,8 @@ export function start(figure) {
   const place = point => { from = point; solve(); };
   canvas.addEventListener("pointerdown", event => place(stage.under(event)));
   canvas.addEventListener("keydown", event => {
-    const moves = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1]};
-    if (!(event.key in moves)) return;
-    event.preventDefault();
-    const bounded = value => Math.max(-REACH, Math.min(REACH, value));
-    place(from.map((value, i) => bounded(value + 0.1 * moves[event.key][i])));
+    const moved = arrow(event, from, 0.1, REACH);
+    if (moved) place(moved);
   });
   for (const input of [tolerance, stiffness]) input.addEventListener("input", solve);
   solve();

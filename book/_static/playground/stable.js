@@ -5,13 +5,12 @@ import {Stage, parts} from "./stage.js";
 const POINTS = 300, LAYERS = 40, REACH = 3;
 
 export function start(figure) {
-  const {before, middle, after, real, imaginary, step, scheme, says} = parts(figure);
-  const shown = name => figure.querySelector(`[data-part=${name}-shown]`);
+  const all = parts(figure), {before, middle, after, real, imaginary, step, scheme, says} = all;
   const normal = normals(3);
   const points = Array.from({length: POINTS}, (_, k) => {
     const [a, b] = normal(), inner = k % 2;
-    const size = (inner ? 0.5 : 1.5) / Math.hypot(a, b), angle = 0.08 * a;
-    return [a * size + angle, b * size + 0.08 * b];
+    const size = (inner ? 0.5 : 1.5) / Math.hypot(a, b) + 0.08;
+    return [a * size, b * size];
   });
   let moved = points, back = points;
   const draw = which => stage => {
@@ -33,7 +32,7 @@ export function start(figure) {
     const off = back.map((x, k) => Math.hypot(x[0] - points[k][0], x[1] - points[k][1]));
     const mean = off.reduce((p, q) => p + q) / POINTS;
     for (const [name, value] of [["real", a], ["imaginary", b], ["step", h]])
-      shown(name).textContent = value.toFixed(2);
+      all[`${name}-shown`].textContent = value.toFixed(2);
     const growth = Math.hypot(1 + h * a, h * b);
     says.textContent = `Eigenvalues ${a.toFixed(2)} ± ${b.toFixed(2)}i. A step of Euler's method multiplies small features by ` +
       `|1 + hλ| = ${growth.toFixed(3)}. After ${LAYERS} layers and back, points are ${mean.toPrecision(2)} away from their start.`;

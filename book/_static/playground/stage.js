@@ -103,3 +103,30 @@ export function animate(seconds, step, done = () => {}) {
 /** The parts of a figure by the names that its HTML gives them. */
 export const parts = figure =>
   Object.fromEntries([...figure.querySelectorAll("[data-part]")].map(part => [part.dataset.part, part]));
+
+/** Where an arrow key moves a point of the square [−reach, reach]²; nothing for other keys. */
+export function arrow(event, point, step, reach) {
+  const moves = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1]};
+  if (!(event.key in moves)) return undefined;
+  event.preventDefault();
+  return point.map((value, i) =>
+    Math.max(-reach, Math.min(reach, value + step * moves[event.key][i])));
+}
+
+/**
+ * Let a slider choose the share of the way, by hand or by the button `play` in some seconds.
+ * `shown()` is called for each share; the function that comes back stops the motion.
+ */
+export function player({time, play, "time-shown": output}, seconds, shown) {
+  let stop = () => {};
+  const show = () => {
+    output.textContent = (time.value / 100).toFixed(2);
+    shown();
+  };
+  time.addEventListener("input", () => { stop(); show(); });
+  play.addEventListener("click", () => {
+    stop();
+    stop = animate(seconds, share => { time.value = Math.round(100 * share); show(); });
+  });
+  return () => stop();
+}

@@ -19,6 +19,7 @@ from machinery.claims import (
     above,
     below,
     below_control,
+    columns,
     finding,
 )
 from machinery.store import Run, Store
@@ -223,6 +224,11 @@ def _objective_rows(e: Evidence) -> Iterator[Row]:
         control=Control(f"feedback of {WITHOUT}", over([e.straight_cost], e.best["cost"])),
         unit="%",
     )
+    yield from _ablation_rows(e)
+
+
+def _ablation_rows(e: Evidence) -> Iterator[Row]:
+    """What is left of the height when a term of the objective, or its noise, is missing."""
     yield Claim(
         "soc2d.penalty",
         "With the HJB loss beside the cost, Φ has the right height: error at t = 0",
@@ -345,12 +351,6 @@ def _shock_rows(e: Evidence) -> Iterator[Row]:
     )
 
 
-def _measured(
-    id: str, source: str, says: str, values: Sequence[float], unit: str = "%", **more: Any
-):
-    return Measurement.over_seeds(id, source, says, values, unit, **more)
-
-
 def _hill_measurements(e: Evidence) -> Iterator[Row]:
     sizes = list(e.phi0)
     yield Measurement(
@@ -365,31 +365,22 @@ def _hill_measurements(e: Evidence) -> Iterator[Row]:
         words = f"largest difference of the reference over the box from {says}"
         yield Measurement(f"soc2d.reference.{name}", BOOK, words, 100 * e.plane["other"][name], "%")
     says = "error of Φ(0, ·), linear–quadratic problem, network on its own"
-    yield _measured("lqr.value_error", BOOK, says, e.plain)
+    yield Measurement.over_seeds("lqr.value_error", BOOK, says, e.plain)
     for key, at in (("t05", "0.5"), ("t09", "0.9")):
         values = [getattr(row, key) for row in e.judged]
         says = f"error of Φ along paths at t = {at}"
-        yield _measured(f"soc2d.value_error.{key}", SIAM, says, values, published=PUBLISHED[key])
+        yield Measurement.over_seeds(
+            f"soc2d.value_error.{key}", SIAM, says, values, published=PUBLISHED[key]
+        )
     costs = [row.cost for row in e.judged]
     says = "cost of the feedback, 200 steps"
-    yield _measured("soc2d.cost.nt200", SIAM, says, costs, "", published=15.33)
+    yield Measurement.over_seeds("soc2d.cost.nt200", SIAM, says, costs, "", published=15.33)
     says = "cost of the finest grid's feedback, 200 steps, with its standard error"
     yield Measurement("soc2d.cost.reference", BOOK, says, e.best["cost"], spread=e.best["error"])
-    for name, slug in ((NEAR, "near"), (ALONE, "alone"), (WIDE, "box")):
-        values = [box.target for box in e.boxes[name]]
-        yield _measured(f"soc2d.target_error.{slug}", BOOK, f"error at the target: {name}", values)
-    values = [box.mean for box in e.boxes[ALONE]]
-    says = f"mean error over the box: {NEAR}, residual alone"
-    yield _measured("soc2d.box_error.alone", BOOK, says, values)
-    for part in ("mean", "max"):
-        says = (
-            f"error over the box of the mean of the networks with half of the starts there, {part}"
-        )
-        value = getattr(e.committees[WIDE], part)
-        yield Measurement(f"soc2d.committee.{part}", BOOK, says, value, "%")
+    yield from _box_measurements(e)
     for label, row in e.ablation.items():
         name = label.replace(" + ", "_").replace(", ", "_").replace(" ", "_")
-        yield _measured(
+        yield Measurement.over_seeds(
             f"soc2d.ablation.{name}.t00", BOOK, f"error at t = 0: {label}", [r.t00 for r in row]
         )
     yield Measurement(
@@ -398,6 +389,23 @@ def _hill_measurements(e: Evidence) -> Iterator[Row]:
         "powers of the noise with which it adds to the value, from halvings",
         orders(e.by_noise),
     )
+
+
+def _box_measurements(e: Evidence) -> Iterator[Row]:
+    for name, slug in ((NEAR, "near"), (ALONE, "alone"), (WIDE, "box")):
+        values = [box.target for box in e.boxes[name]]
+        yield Measurement.over_seeds(
+            f"soc2d.target_error.{slug}", BOOK, f"error at the target: {name}", values
+        )
+    values = [box.mean for box in e.boxes[ALONE]]
+    says = f"mean error over the box: {NEAR}, residual alone"
+    yield Measurement.over_seeds("soc2d.box_error.alone", BOOK, says, values)
+    for part in ("mean", "max"):
+        says = (
+            f"error over the box of the mean of the networks with half of the starts there, {part}"
+        )
+        value = getattr(e.committees[WIDE], part)
+        yield Measurement(f"soc2d.committee.{part}", BOOK, says, value, "%")
 
 
 def orders(by_noise: dict[str, float]) -> list[float]:
@@ -416,12 +424,12 @@ def _gate_measurements(e: Evidence) -> Iterator[Row]:
     )  # fmt: skip
     for part, says, unit in PARTS:
         values = [float(getattr(row, part)) for row in e.shocks]
-        yield _measured(f"corridor.{part}", BOOK, says, values, unit)
+        yield Measurement.over_seeds(f"corridor.{part}", BOOK, says, values, unit)
     for name, rows in e.named.items():
         for part, says in (("nearest", ""), ("filtered_nearest", ", with the filter")):
             values = [getattr(row, part) for row in rows]
             words = f"least distance after the {name} shock{says}"
-            yield _measured(f"corridor.shock.{name}.{part}", TCST, words, values, "")
+            yield Measurement.over_seeds(f"corridor.shock.{name}.{part}", TCST, words, values, "")
     yield Measurement(
         "corridor.control_time",
         TCST,
@@ -443,13 +451,6 @@ PARTS = (
 )
 
 
-def table(head: str, lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose first column has words and the others numbers."""
-    columns = head.count("|") + 1
-    rule = "|---|" + "---:|" * (columns - 1)
-    return "\n".join([f"| {head} |", rule, *(f"| {' | '.join(line)} |" for line in lines)])
-
-
 def box_table(e: Evidence) -> str:
     """The errors over the box, by where the starts are drawn."""
     names = ("mean", "median", "max", "target")
@@ -459,7 +460,7 @@ def box_table(e: Evidence) -> str:
         lines.append(
             [name, str(len(boxes)), *(f"{m:.2g} %" if m < 10 else f"{m:.0f} %" for m in means)]
         )
-    return table("starts | seeds | mean | median | largest | at the target", lines)
+    return columns(("starts", "seeds", "mean", "median", "largest", "at the target"), lines)
 
 
 def ablation_table(e: Evidence) -> str:
@@ -469,7 +470,7 @@ def ablation_table(e: Evidence) -> str:
         means = [fmean(column) for column in zip(*found, strict=True)]
         errors = [f"{m:.2g} %" if m < 100 else f"{m:.0f} %" for m in means[:3]]
         lines.append([label, *errors, f"{100 * (means[3] / e.best['cost'] - 1):.2g} %"])
-    return table("terms | error at 0 | at 0.5 | at 0.9 | cost above the best", lines)
+    return columns(("terms", "error at 0", "at 0.5", "at 0.9", "cost above the best"), lines)
 
 
 def shock_table(e: Evidence) -> str:
@@ -479,5 +480,5 @@ def shock_table(e: Evidence) -> str:
         numbers = [f"{row.plain}", f"{row.filtered}", f"{row.nearest:.3f}", f"{row.filter:+.1f} %"]
         costs = [f"{row.gap:+.0f} %", f"{row.median:+.1f} %"]
         lines.append([f"seed {training.FIRST + k}", *numbers, *costs])
-    head = "network | collisions | with filter | least distance | filter costs"
-    return table(f"{head} | above plans: mean | median", lines)
+    head = ("network", "collisions", "with filter", "least distance", "filter costs")
+    return columns((*head, "above plans: mean", "median"), lines)

@@ -18,8 +18,8 @@ from machinery.claims import (
     above_control,
     below,
     below_control,
+    columns,
     finding,
-    line_of,
 )
 from machinery.store import Run, Store
 
@@ -481,12 +481,6 @@ def cell(values: Sequence[float], digits: int = 1) -> str:
     return f"{fmean(values):.{digits}f} ± {spread:.{digits}f}"
 
 
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose first column is text."""
-    ruler = "|---" + "|---:" * (len(head) - 1) + "|"
-    return "\n".join([line_of(*head), ruler, *(line_of(*line) for line in lines)])
-
-
 def counting_table(e: Evidence) -> str:
     """Suboptimality of each method, counted in several ways."""
     head = ("%", "last exam", "last four", "ratio of means", "mean of ratios", "worst basin")
@@ -495,9 +489,9 @@ def counting_table(e: Evidence) -> str:
         each = e.fitted[kind]
         ends = [judging.ratio_of_means(fresh, f.name) for f in each]
         bad = [judging.worst(fresh, f.name) for f in each]
-        columns = (e.at(kind, LONG), e.last_four(kind), ends, e.ratios(kind), bad)
-        lines.append([name, *(cell(column) for column in columns)])
-    return table(head, lines)
+        counts = (e.at(kind, LONG), e.last_four(kind), ends, e.ratios(kind), bad)
+        lines.append([name, *(cell(count) for count in counts)])
+    return columns(head, lines)
 
 
 def height_table(e: Evidence) -> str:
@@ -512,7 +506,7 @@ def height_table(e: Evidence) -> str:
     lines.append(["best constant", f"{e.constant['constant']:.1f}", *["–"] * 4])
     lines.append(["multiple of the strength squared", f"{e.constant['square']:.1f}", *["–"] * 4])
     lines.append(["least costs", "0", "1", f"{e.constant['deviation']:.3f}", "–", "–"])
-    return table(head, lines)
+    return columns(head, lines)
 
 
 def td3_table(e: Evidence) -> str:
@@ -523,7 +517,7 @@ def td3_table(e: Evidence) -> str:
         exams = f.exams[: LONG // fits.SLICE]
         row = (f.last_four(LONG), exams[-1], min(exams), swing(exams), e.openings[f.name])
         lines.append([f.name.replace("-", ", seed "), *(f"{value:.1f}" for value in row)])
-    return table(head, lines)
+    return columns(head, lines)
 
 
 def search_table(e: Evidence) -> str:
@@ -535,7 +529,7 @@ def search_table(e: Evidence) -> str:
         row = [f"{value:.1f}" for value in (min(ends), median(ends), max(ends))]
         longer = ", ".join(f"{fmean(curve[-4:]):.1f}" for curve in search.longer)
         lines.append([NAMES[kind], *row, longer])
-    return table(head, lines)
+    return columns(head, lines)
 
 
 def cost_table(e: Evidence) -> str:
@@ -549,4 +543,4 @@ def cost_table(e: Evidence) -> str:
     plan = (
         f"ms for a plan of 25: {e.online['lbfgs']:.0f} by L-BFGS, {e.online['exact']:.1f} exactly"
     )
-    return table(head, lines) + f"\n\n{plan}."
+    return columns(head, lines) + f"\n\n{plan}."

@@ -45,11 +45,17 @@ class Contests:
 
 
 def _each(
-    store: Store, name: str, nets: Sequence[Fitted], make: Callable[[Fitted], Make], *args, **key
+    store: Store,
+    name: str,
+    nets: Sequence[Fitted],
+    make: Callable[[Fitted], Make],
+    *args,
+    flown: Callable[..., Costs] = contest,
+    **key,
 ) -> list[Costs]:
-    """The costs of a controller that is made of each network."""
+    """The costs of a controller that is made of each network, in winds or with disturbances."""
     return [
-        contest(store, f"{name}-{f.seed}", make(f), *args, weights=f.record.weights, **key)
+        flown(store, f"{name}-{f.seed}", make(f), *args, weights=f.record.weights, **key)
         for f in nets
     ]
 
@@ -59,7 +65,7 @@ def in_winds(store: Store, nets: Nets, scores: dict[str, dict[str, float]]) -> d
     best = {name: best_of(row) for name, row in scores.items()}
     noisy, own = nets[STOCHASTIC], lambda f: network(f.phi)
     make = lambda rule, of: lambda f: partial(rule, f.phi, best[of])  # noqa: E731
-    radius, share, total = ({"parameter": best[name]} for name in ("blend", "share", "sum"))
+    key: Callable[[str], dict[str, Any]] = lambda name: {"parameter": best[name]}  # noqa: E731
     return {
         STOCHASTIC: _each(store, "stochastic", noisy, own),
         DETERMINISTIC: _each(store, "deterministic", nets[DETERMINISTIC], own, SOME),
@@ -67,31 +73,24 @@ def in_winds(store: Store, nets: Nets, scores: dict[str, dict[str, float]]) -> d
         OPEN: [contest(store, "open-loop", open_loop)],
         LINEAR: [contest(store, "linear", linear)],
         BOUNDED: [contest(store, "bounded", partial(bounded, best["bound"]), TRIALS)],
-        BLEND: _each(store, "blend", noisy, make(blended, "blend"), **radius),
-        SHARE: _each(store, "share", noisy, make(shared, "share"), TRIALS, **share),
-        SUM: _each(store, "sum", noisy, make(summed, "sum"), PAIR, **total),
+        BLEND: _each(store, "blend", noisy, make(blended, "blend"), **key("blend")),
+        SHARE: _each(store, "share", noisy, make(shared, "share"), TRIALS, **key("share")),
+        SUM: _each(store, "sum", noisy, make(summed, "sum"), PAIR, **key("sum")),
         MEAN: [contest(store, "mean", averaged([f.phi for f in noisy]), TRIALS)],
     }
 
 
 def with_disturbances(store: Store, nets: Nets, radius: float) -> dict[str, list[Costs]]:
     """The costs of the main controllers with each disturbance, model predictive control last."""
-    found: dict[str, list[Costs]] = {}
-    for name in (STOCHASTIC, DETERMINISTIC):
-        kind = "stochastic" if name == STOCHASTIC else "deterministic"
-        found[name] = [
-            disturbed(store, f"{kind}-{f.seed}", network(f.phi), weights=f.record.weights)
-            for f in nets[name]
-        ]
-    found[BLEND] = [
-        disturbed(
-            store, f"blend-{f.seed}", partial(blended, f.phi, radius), weights=f.record.weights
-        )
-        for f in nets[STOCHASTIC]
-    ]
-    found[OPEN] = [disturbed(store, "open-loop", open_loop)]
-    found[LINEAR] = [disturbed(store, "linear", linear)]
-    return found
+    noisy, calm, own = nets[STOCHASTIC], nets[DETERMINISTIC], lambda f: network(f.phi)
+    each = partial(_each, store, flown=disturbed)
+    return {
+        STOCHASTIC: each("stochastic", noisy, own),
+        DETERMINISTIC: each("deterministic", calm, own),
+        BLEND: each("blend", noisy, lambda f: partial(blended, f.phi, radius)),
+        OPEN: [disturbed(store, "open-loop", open_loop)],
+        LINEAR: [disturbed(store, "linear", linear)],
+    }
 
 
 def held(store: Store, nets: Nets) -> Contests:

@@ -13,6 +13,7 @@ from machinery.claims import (
     above,
     below,
     below_control,
+    columns,
     finding,
     line_of,
 )
@@ -442,7 +443,7 @@ def cost_table(e: Evidence, sigma: float) -> str:
     """Mean and median costs, and lost flights, of all controllers in one strength of wind."""
     steps = [n for n in plans.STEPS if e.has(name_of(sigma, n))]
     heads = [f"{n} steps: mean" for n in steps] + [f"{n}: median" for n in steps]
-    lines = [line_of(f"σ = {sigma:g}", *heads), "|---" + "|---:" * len(heads) + "|"]
+    lines = []
     for name in (STOCHASTIC, MEAN, DETERMINISTIC, OPEN, LINEAR, BOUNDED, SHARE, BLEND, MPC):
         tables, cells = e.winds[name], []
         for mean in (fmean, median):
@@ -450,8 +451,8 @@ def cost_table(e: Evidence, sigma: float) -> str:
                 at = name_of(sigma, n)
                 has = at in tables[0]
                 cells.append(_short(fmean(mean(t[at]) for t in tables)) if has else "–")
-        lines.append(line_of(name, *cells))
-    return "\n".join(lines)
+        lines.append([name, *cells])
+    return columns((f"σ = {sigma:g}", *heads), lines)
 
 
 def difference_table(e: Evidence) -> str:
@@ -473,23 +474,22 @@ def difference_table(e: Evidence) -> str:
 
 def disturbance_table(e: Evidence) -> str:
     """Mean costs with each disturbance, at σ = 0.2 with 100 steps."""
-    lines = [line_of("", *DISTURBANCES), "|---" + "|---:" * len(DISTURBANCES) + "|"]
+    lines = []
     for name, tables in e.disturbed.items():
         has = [at in tables[0] for at in DISTURBANCES]
         cells = [
             _short(pooled(tables, at)) if there else "–"
             for at, there in zip(DISTURBANCES, has, strict=True)
         ]
-        lines.append(line_of(name, *cells))
-    own = line_of("linear feedback, own plan", *["–"] * 4, _short(fmean(e.anew)))
-    return "\n".join([*lines, own])
+        lines.append([name, *cells])
+    lines.append(["linear feedback, own plan", *["–"] * 4, _short(fmean(e.anew))])
+    return columns(("", *DISTURBANCES), lines)
 
 
 def lost_table(e: Evidence) -> str:
     """The percentage of lost flights, by controller and wind, with 100 steps."""
     winds = [s for s in SIGMAS[1:] if e.has(name_of(s, 100))]
-    head = line_of("lost flights, 100 steps", *(f"σ = {s:g}" for s in winds))
-    lines = [head, "|---" + "|---:" * len(winds) + "|"]
+    lines = []
     for name in (STOCHASTIC, DETERMINISTIC, OPEN, LINEAR, BOUNDED, BLEND, MPC):
         tables, cells = e.winds[name], []
         for sigma in winds:
@@ -497,8 +497,8 @@ def lost_table(e: Evidence) -> str:
             has = at in tables[0]
             share = fmean(percent_lost(tables, at, len(tables))) if has else 0.0
             cells.append(f"{share:.1f} %" if has else "–")
-        lines.append(line_of(name, *cells))
-    return "\n".join(lines)
+        lines.append([name, *cells])
+    return columns(("lost flights, 100 steps", *(f"σ = {s:g}" for s in winds)), lines)
 
 
 def choice_table(e: Evidence) -> str:

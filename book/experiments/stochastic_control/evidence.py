@@ -1,7 +1,7 @@
 """What the evidence on control in a hundred dimensions rests on, and the rows that follow."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -10,12 +10,13 @@ from ctdl_lib.control import feedback
 from machinery.claims import (
     Claim,
     Control,
-    Criterion,
     Measurement,
     Row,
+    above,
     above_control,
     below,
     below_control,
+    columns,
     finding,
     within,
 )
@@ -278,6 +279,11 @@ def _sampling_rows(e: Evidence) -> Iterator[Row]:
             (at[where, "with_cost"], "penalties alone", at[where, "penalties"]),
             source=None,
         )
+    yield from _loss_rows(e, at)
+
+
+def _loss_rows(e: Evidence, at: Mapping[Corner, list[float]]) -> Iterator[Row]:
+    """What own paths learn, and how much the loss and the paths gain each."""
     on_best = [final(e.race[OURS], f"stepwise_{where}") for where in ("best", "walk")]
     yield finding(
         "soc100shift.value.own",
@@ -321,7 +327,7 @@ def _benchmark_rows(e: Evidence) -> Iterator[Row]:
         "after 100,000)",
         LI,
         ours=final(e.curves[OURS], "phi0", 100),
-        criterion=Criterion("below", 0.1),
+        criterion=below(0.1),
         control=Control("the cost of doing nothing", [trivial]),
         published=0.024,
         unit="%",
@@ -335,11 +341,15 @@ def _benchmark_rows(e: Evidence) -> Iterator[Row]:
         control=Control(RAISSI, final(e.curves[RAISSI], "saving", 100)),
         unit="%",
     )
+    yield from _saving_rows(e)
+
+
+def _saving_rows(e: Evidence) -> Iterator[Row]:
     yield finding(
         "soc100.saving",
         "The feedback of own paths attains at least 95 % of the possible saving",
         ours=final(e.curves[OURS], "saving", 100),
-        criterion=Criterion("above", 95.0),
+        criterion=above(95.0),
         control=Control("rank 10", final(e.curves[LOW], "saving", 100)),
         unit="%",
     )
@@ -469,18 +479,17 @@ def _cell(values: Sequence[float]) -> str:
 
 def benchmark_table(e: Evidence) -> str:
     """The errors of four methods on the benchmark, in percent: mean ± range over seeds."""
-    lines = ["| percent | Φ(0, 0) | Φ | ∇Φ | saving |", "|---|---:|---:|---:|---:|"]
-    for name, curves in e.curves.items():
-        keys = ("phi0", "path", "gradient", "saving")
-        cells = [_cell(final(curves, key, 100)) for key in keys]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    keys = ("phi0", "path", "gradient", "saving")
+    lines = [
+        [name, *(_cell(final(curves, key, 100)) for key in keys)]
+        for name, curves in e.curves.items()
+    ]
+    return columns(("percent", "Φ(0, 0)", "Φ", "∇Φ", "saving"), lines)
 
 
 def race_table(e: Evidence) -> str:
     """What all solvers of the shifted problem say on common states: mean ± range over seeds."""
-    lines = ["| | " + " | ".join(e.race) + " |", "|---|" + "---:|" * len(e.race)]
-    columns: dict[str, Callable[[Sequence[Curve]], list[float]]] = {
+    numbers: dict[str, Callable[[Sequence[Curve]], list[float]]] = {
         "Φ(0, 0)": lambda curves: final(curves, "start"),
         "Φ": phi_error,
         "Φ, 20": lambda curves: phi_error(curves, "stepwise"),
@@ -488,29 +497,29 @@ def race_table(e: Evidence) -> str:
         "∇Φ, best": lambda curves: final(curves, "gradient_best"),
         "cost": lambda curves: final(curves, "cost"),
     }
-    for name, values in columns.items():
-        cells = [_cell(values(curves)) for curves in e.race.values()]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    lines = [
+        [name, *(_cell(values(curves)) for curves in e.race.values())]
+        for name, values in numbers.items()
+    ]
+    return columns(("", *e.race), lines)
 
 
 def seconds_table(e: Evidence) -> str:
     """The same at equal seconds, those of the quickest solver, and the seconds of all."""
     seconds = least_seconds(e.tuned)
-    lines = [f"| | cost after {seconds:.0f} s | seconds in all |", "|---|---:|---:|"]
-    for name, curves in e.race.items():
-        cells = [_cell(timed(curves, "cost", seconds)), _cell(final(curves, "seconds"))]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    lines = [
+        [name, _cell(timed(curves, "cost", seconds)), _cell(final(curves, "seconds"))]
+        for name, curves in e.race.items()
+    ]
+    return columns(("", f"cost after {seconds:.0f} s", "seconds in all"), lines)
 
 
 def corner_table(e: Evidence) -> str:
     """The costs of the two-by-two table, with 20 steps: mean ± range over seeds."""
-    lines = ["| paths of the penalties | " + " | ".join(LOSS.values()) + " |", "|---|---:|---:|"]
-    for where, words in WHERE.items():
-        cells = [_cell(e.corners[where, loss]) for loss in LOSS]
-        lines.append(f"| {words} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    lines = [
+        [words, *(_cell(e.corners[where, loss]) for loss in LOSS)] for where, words in WHERE.items()
+    ]
+    return columns(("paths of the penalties", *LOSS.values()), lines)
 
 
 def bar_table(e: Evidence) -> str:

@@ -1,4 +1,4 @@
-"""The playgrounds: their HTML, and the weights and still pictures that a build writes for them.
+"""The playgrounds: their HTML, and the numbers and still pictures that a build writes for them.
 
 Their scripts lie in `_static/playground`. Without scripts, or where the pages are opened as files,
 a reader sees the still picture.
@@ -16,22 +16,20 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ctdl_lib.dynamics import integrate
 from ctdl_lib.generative import Flow
-from ctdl_lib.networks import ConcatSquash
-from ctdl_lib.potentials import ResNetPotential
-from ctdl_lib.problems.densities import TOYS
+from ctdl_lib.problems.densities import eight_gaussians
+from machinery import plotting
+from machinery.store import Store
 
-from . import plotting
-from .chapters import BOOK
+from .ot_flow import race
+from .ot_flow.evidence import CHAPTER
 
-REACH = 4.6  # the half side of the square that shows flows, as in the scripts
-FLOWS = {"OT-Flow": "race-OT-Flow-10", "FFJORD": "race-FFJORD-10"}  # of nearly equal likelihood
-STORED = BOOK / "results" / "07_ot_flow"
-DATA = TOYS["8gaussians"]
+REACH = 4.6  # the half side of the square that shows flows and data
+FLOWS = ("OT-Flow", "FFJORD")  # of nearly equal likelihood
+DATA = eight_gaussians()
 
 
 # HTML -------------------------------------------------------------------------------------------
@@ -96,13 +94,9 @@ def html(name: str, static: str) -> str:
 # what a build writes ----------------------------------------------------------------------------
 
 
-def velocity_of(name: str) -> ResNetPotential | ConcatSquash:
-    """The potential or the network of a flow, with its stored weights."""
-    net = ResNetPotential(2) if name == "OT-Flow" else ConcatSquash(2, width=64, hidden=3)
-    stored = load_file(STORED / f"{FLOWS[name]}.safetensors")
-    kept = {key: value for key, value in stored.items() if key.startswith("velocity.")}
-    net.load_state_dict({key.removeprefix("velocity."): value for key, value in kept.items()})
-    return net.requires_grad_(False)
+def flow_of(name: str) -> Flow:
+    """A stored flow of the race in chapter 7: the first seed, as in its first figure."""
+    return race.compete(Store(CHAPTER, "saved"), name, race.SEEDS[0])[0]
 
 
 def encoded(x: Tensor) -> str:
@@ -111,8 +105,8 @@ def encoded(x: Tensor) -> str:
 
 
 def known(flows: tuple[str, ...]) -> dict[str, Any]:
-    """What a playground of trained flows needs: their weights, and 400 points of the data."""
-    nets = {name: velocity_of(name) for name in flows}
+    """What a playground needs: flows, the size of its plane, the data and their density."""
+    nets = {name: flow_of(name).velocity for name in flows}
     return {
         "flows": {
             name: {
@@ -121,7 +115,10 @@ def known(flows: tuple[str, ...]) -> dict[str, Any]:
             }
             for name, net in nets.items()
         },
+        "reach": REACH,
         "data": [[round(float(v), 3) for v in row] for row in sample(400)] if flows else [],
+        "means": DATA.means.tolist(),
+        "variance": float(DATA.std[0, 0]) ** 2,
     }
 
 
@@ -143,26 +140,29 @@ def sample(n: int) -> Tensor:
     return DATA.sample(n, torch.Generator().manual_seed(0))
 
 
+def framed(ax: Axes, reach: float = REACH) -> Axes:
+    """Axes that show a square of the plane."""
+    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
+    return ax
+
+
 def squares(n: int, reach: float = REACH) -> list[Axes]:
     """Axes of n squares of the plane side by side."""
-    fig, axes = plt.subplots(1, n, figsize=(min(4.8 * n, 8.6), 4.8 if n == 1 else 8.6 / n))
-    for ax in fig.axes:
-        ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
-    return list(np.atleast_1d(axes))
+    _, axes = plt.subplots(1, n, figsize=(min(4.8 * n, 8.6), 4.8 if n == 1 else 8.6 / n))
+    return [framed(ax, reach) for ax in np.atleast_1d(axes)]
 
 
 def draw_flow(ax: Axes, name: str, x: Tensor, starts: str, ends: str) -> None:
     """Draw the paths of data to the normal law by one flow."""
-    flow = Flow(velocity_of(name), 2, solver={"steps": 32}, standardize=False)
-    path = flow(x, save_at=torch.linspace(0, 1, 33))
+    path = flow_of(name)(x, save_at=torch.linspace(0, 1, 33))
     ax.plot(*path.permute(2, 0, 1), c=plotting.COLORS[0], lw=0.7, alpha=0.6)
     ax.plot(*path[0].T, "o", ms=3, c=starts)
     ax.plot(*path[-1].T, ".", ms=3, c=ends)
 
 
-def draw_hero() -> None:
+def draw_hero(ax: Axes | None = None) -> None:
     """Draw the paths of OT-Flow."""
-    draw_flow(squares(1)[0], "OT-Flow", sample(240), plotting.COLORS[1], "black")
+    draw_flow(ax or squares(1)[0], "OT-Flow", sample(240), plotting.COLORS[1], "black")
 
 
 def draw_flows() -> None:
@@ -206,13 +206,8 @@ def draw_stable() -> None:
 
 PLAYGROUNDS = {
     "hero": Playground(
-        (),
-        (
-            plane(
-                "canvas", "Points move from a round cloud to eight spots, on nearly straight paths."
-            ),
-            '<p class="controls"><button type="button" aria-pressed="false">Play</button></p>',
-        ),
+        (button("play", "Play"),),
+        (plane("canvas", "Points move from a round cloud to eight spots, nearly straight."),),
         "Paths of 240 points from a round cloud to eight spots on a circle, nearly straight.",
         "A learned potential Φ moves points along ẋ = −∇Φ(t, x), from the normal law at t = 1 to"
         " the data at t = 0. Circles: one and two standard deviations.",
