@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from scipy.stats import chi2
-from torch import nn
+from torch import func, nn
 
 from ctdl_lib.control import (
     ControlProblem,
     CostError,
+    check,
     feedback,
     hamiltonian,
     hjb_residual,
@@ -132,6 +133,26 @@ def as_matrix(sigma, d):
     return sigma if isinstance(sigma, torch.Tensor) and sigma.dim() else sigma * torch.eye(d)
 
 
+def moving(t, x):
+    """A diffusion that depends on time and state, with three sources of noise for two states."""
+    s = Pendulum.clock(t, x)
+    first = torch.stack([0.3 + 0.2 * x[:, 1].sin(), 0.1 * s, -0.2 * x[:, 0].cos()], 1)
+    second = torch.stack([0.1 * x[:, 0], 0.4 + 0.1 * s, 0.1 * torch.ones_like(s)], 1)
+    return torch.stack([first, second], 1)
+
+
+def matrices(sigma, t, x):
+    """The matrices of all samples, (batch, d, r)."""
+    if callable(sigma):
+        return sigma(t, x)
+    return as_matrix(sigma, x.shape[1]).expand(len(x), x.shape[1], -1)
+
+
+def sources(sigma, d=2):
+    """The number of sources of noise."""
+    return matrices(sigma, 0.0, torch.zeros(1, d)).shape[-1]
+
+
 def driven(sigma, dW):
     """The noise as an option, where there is any."""
     return {"dW": dW} if isinstance(sigma, torch.Tensor) or sigma else {}
@@ -146,19 +167,19 @@ def slope(phi, t, x):
 
 def path_by_hand(problem, policy, x, dW):
     """The states and the running cost, sample by sample of time."""
-    h, sigma = problem.horizon / len(dW), as_matrix(problem.diffusion, x.shape[1])
+    h = problem.horizon / len(dW)
     states, running = [x], torch.zeros(len(x))
     for k, noise in enumerate(dW):
-        u = policy(k * h, x)
+        u, sigma = policy(k * h, x), matrices(problem.diffusion, k * h, x)
         running = running + h * problem.running_cost(k * h, x, u)
-        x = x + h * problem.drift(k * h, x, u) + torch.einsum("ij,nj->ni", sigma, noise)
+        x = x + h * problem.drift(k * h, x, u) + torch.einsum("nij,nj->ni", sigma, noise)
         states.append(x)
     return states, running
 
 
 def penalties_by_hand(problem, phi, x, dW, sampler=None):
     """The terms on Φ by a loop over times, the derivatives by autograd and a full Hessian."""
-    steps, h, sigma = len(dW), problem.horizon / len(dW), as_matrix(problem.diffusion, x.shape[1])
+    steps, h = len(dW), problem.horizon / len(dW)
     policy = sampler or (lambda t, x: problem.optimal_control(t, x, slope(phi, t, x)))
     states, running = path_by_hand(problem, policy, x, dW)
     states = [state.detach() for state in states]
@@ -169,7 +190,8 @@ def penalties_by_hand(problem, phi, x, dW, sampler=None):
         value = phi(t, state)
         dt, p = torch.autograd.grad(value.sum(), (t, state), create_graph=True)
         rows = [torch.autograd.grad(column.sum(), state, create_graph=True)[0] for column in p.T]
-        trace = torch.einsum("ik,ijn,jk->n", sigma, torch.stack([row.T for row in rows]), sigma)
+        sigma = matrices(problem.diffusion, k * h, state.detach())
+        trace = torch.einsum("nik,ijn,njk->n", sigma, torch.stack([row.T for row in rows]), sigma)
         H = problem.least(k * h, state, p)
         residual = residual + (dt + H + 0.5 * trace).abs().mean() / (steps + 1)
         if k == 0:
@@ -177,7 +199,7 @@ def penalties_by_hand(problem, phi, x, dW, sampler=None):
         if k < steps:
             b = problem.drift(k * h, state, policy(k * h, state))
             change = phi((k + 1) * h, states[k + 1].detach()) - value
-            martingale = (p * torch.einsum("ij,nj->ni", sigma, dW[k])).sum(1)
+            martingale = (p * torch.einsum("nij,nj->ni", sigma, dW[k])).sum(1)
             defect = defect + (change + (H - (p * b).sum(1)) * h - martingale).abs().mean()
     end = states[-1].detach().requires_grad_()
     G = problem.terminal_cost(end)
@@ -204,7 +226,7 @@ def test_the_hamiltonian_is_the_minimum_over_controls(generator):
         assert (cost >= H - 1e-12).all()
 
 
-@pytest.mark.parametrize("sigma", [0.0, 0.4, torch.tensor(0.4, dtype=torch.float64), SIGMA])
+@pytest.mark.parametrize("sigma", [0.0, 0.4, torch.tensor(0.4, dtype=torch.float64), SIGMA, moving])
 @pytest.mark.parametrize("name", POTENTIALS)
 def test_the_residual_is_that_of_autograd_and_a_full_hessian(name, sigma, generator):
     phi, problem = POTENTIALS[name](generator), Pendulum(sigma)
@@ -213,8 +235,8 @@ def test_the_residual_is_that_of_autograd_and_a_full_hessian(name, sigma, genera
     x.requires_grad_()
     dt, p = torch.autograd.grad(phi(t, x).sum(), (t, x), create_graph=True)
     rows = [torch.autograd.grad(column.sum(), x, retain_graph=True)[0] for column in p.T]
-    S = as_matrix(sigma, 2) @ as_matrix(sigma, 2).T
-    trace = sum(S[i, j] * rows[i][:, j] for i in range(2) for j in range(2))
+    S = matrices(sigma, t.detach(), x.detach())
+    trace = torch.einsum("nik,inj,njk->n", S, torch.stack(rows), S)
     residual = dt + problem.least(t, x, p) + 0.5 * trace
     assert torch.allclose(hjb_residual(problem, phi, t.detach(), x.detach()), residual)
 
@@ -232,11 +254,10 @@ def test_feedback_is_the_minimiser_at_the_slope(generator):
 
 
 @pytest.mark.parametrize("horizon", [1.0, 0.6])
-@pytest.mark.parametrize("sigma", [0.0, 0.4, torch.tensor(0.4, dtype=torch.float64), SIGMA])
+@pytest.mark.parametrize("sigma", [0.0, 0.4, torch.tensor(0.4, dtype=torch.float64), SIGMA, moving])
 def test_paths_and_costs_equal_a_plain_loop(sigma, horizon, generator):
     problem, x = Pendulum(sigma, horizon), torch.randn(4, 2, generator=generator)
-    sources = as_matrix(sigma, 2).shape[1]
-    dW = increments(generator, 7, 4, sources, horizon)
+    dW = increments(generator, 7, 4, sources(sigma), horizon)
     path = rollout(problem, wandering, x, steps=7, **driven(sigma, dW))
     states, running = path_by_hand(problem, wandering, x, dW)
     assert torch.allclose(path.x, torch.stack(states), atol=1e-12)
@@ -246,13 +267,13 @@ def test_paths_and_costs_equal_a_plain_loop(sigma, horizon, generator):
     assert torch.equal(path.cost, path.running_cost + path.terminal_cost)
 
 
-@pytest.mark.parametrize("sigma", [0.4, SIGMA])
+@pytest.mark.parametrize("sigma", [0.4, SIGMA, moving])
 def test_the_noise_of_a_path_reproduces_it(sigma, generator):
     problem, x = Pendulum(sigma), torch.randn(4, 2, generator=generator)
     drawn = rollout(problem, wandering, x, steps=9, generator=generator)
     again = rollout(problem, wandering, x, steps=9, dW=drawn.dW)
     assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
-    assert drawn.dW.shape == (9, 4, as_matrix(sigma, 2).shape[1])
+    assert drawn.dW.shape == (9, 4, sources(sigma))
     seeds = [torch.Generator().manual_seed(5) for _ in range(2)]
     one, two = (rollout(problem, wandering, x, steps=9, generator=seed) for seed in seeds)
     assert torch.equal(one.x, two.x)
@@ -326,13 +347,13 @@ def test_a_permuted_batch_has_permuted_costs(batch, steps, horizon, matrix, seed
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-@pytest.mark.parametrize("sigma", [0.0, 0.4, SIGMA])
+@pytest.mark.parametrize("sigma", [0.0, 0.4, SIGMA, moving])
 @pytest.mark.parametrize("name", POTENTIALS)
 def test_penalties_and_their_gradients_equal_a_plain_loop(name, sigma, sampled, generator):
     """The defect's gradient is left to its own test: here b is data or not, as one reads it."""
     phi, problem = POTENTIALS[name](generator), Pendulum(sigma)
     x = torch.randn(5, 2, generator=generator)
-    dW = increments(generator, 4, 5, as_matrix(sigma, 2).shape[1], problem.horizon)
+    dW = increments(generator, 4, 5, sources(sigma), problem.horizon)
     sampler = wandering if sampled else None
     wanted = {name: 1.0 for name in PENALTIES if not (sampled and name == "initial")}
     found = objective(
@@ -351,11 +372,11 @@ def test_penalties_and_their_gradients_equal_a_plain_loop(name, sigma, sampled, 
             assert torch.allclose(a, b, rtol=1e-7, atol=1e-10), term
 
 
-@pytest.mark.parametrize("sigma", [0.0, SIGMA])
+@pytest.mark.parametrize("sigma", [0.0, SIGMA, moving])
 def test_the_cost_and_its_gradient_are_those_of_a_plain_loop_through_the_paths(sigma, generator):
     phi, problem = closed_form(generator), Pendulum(sigma)
     x = torch.randn(5, 2, generator=generator)
-    dW = increments(generator, 4, 5, as_matrix(sigma, 2).shape[1], problem.horizon)
+    dW = increments(generator, 4, 5, sources(sigma), problem.horizon)
     terms = objective(problem, phi, x, steps=4, cost=2.5, **driven(sigma, dW))
     policy = lambda t, x: problem.optimal_control(t, x, slope(phi, t, x))  # noqa: E731
     states, running = path_by_hand(problem, policy, x.requires_grad_(), dW)
@@ -577,6 +598,83 @@ def test_no_other_policy_of_its_family_is_cheaper(generator):
         assert gap.mean() > 3 * gap.std() / math.sqrt(len(x))
 
 
+# --- noise that depends on the state, and controls with bounds ------------------------------------
+
+
+class Manufactured:
+    """A problem whose value function is chosen, and whose running cost makes the HJB equation hold.
+
+    |u| ≤ 1 in both entries, and σ depends on time and state.
+    """
+
+    horizon, limit = 0.8, 1.0
+
+    def __init__(self, diffusion=moving):
+        self.diffusion = diffusion
+
+    def value(self, t, x):
+        return (1 + 0.5 * t) * torch.log(1 + x.square().sum(-1)) + x[..., 0].sin()
+
+    def free(self, x):
+        return torch.stack([x[..., 1], -x[..., 0].sin()], -1)
+
+    def drift(self, t, x, u):
+        return self.free(x) + u
+
+    def optimal_control(self, t, x, p):
+        return -p.clamp(-self.limit, self.limit)
+
+    def terminal_cost(self, x):
+        return self.value(self.horizon, x)
+
+    def running_cost(self, t, x, u):
+        t = Pendulum.clock(t, x)
+        dt = func.vmap(func.grad(self.value, argnums=0))(t, x)
+        p = func.vmap(func.grad(self.value, argnums=1))(t, x)
+        hessian = func.vmap(func.hessian(self.value, argnums=1))(t, x)
+        S = moving(t, x)
+        best = -p.clamp(-self.limit, self.limit)
+        least = 0.5 * best.square().sum(1) + (p * (self.free(x) + best)).sum(1)
+        noise = 0.5 * torch.einsum("nik,nij,njk->n", S, hessian, S)
+        return 0.5 * u.square().sum(1) - (dt + least + noise)
+
+
+class Known(nn.Module):
+    def forward(self, t, x):
+        return Manufactured().value(t, x)
+
+
+def test_a_chosen_value_function_has_no_residual_and_bounds_are_kept(generator):
+    problem, phi = Manufactured(), AutodiffPotential(Known())
+    x, t = 1.5 * torch.randn(40, 2, generator=generator), torch.rand(40, generator=generator)
+    assert hjb_residual(problem, phi, t, x).abs().max() < 1e-12
+    frozen = Manufactured(moving(0.0, torch.zeros(1, 2))[0])
+    assert hjb_residual(frozen, phi, t, x).abs().max() > 0.05
+    bounds = -torch.ones(2), torch.ones(2)
+    assert check(problem, x, generator=generator, bounds=bounds).excess < 1e-9
+    u = feedback(problem, phi)(t, x)
+    assert u.abs().max() == problem.limit
+    assert (u.abs() < problem.limit).any()
+
+
+def test_the_cost_of_its_feedback_is_the_chosen_value_function(generator):
+    """Itô's formula: J − ∫ pᵀσ dW = Φ(0, x) on every path, up to the error of the steps."""
+    problem, phi = Manufactured(), AutodiffPotential(Known())
+    x = torch.tensor([[0.8, -0.4]]).expand(64, 2)
+    errors = []
+    for steps in (40, 160):
+        path = rollout(problem, feedback(problem, phi), x, steps=steps, generator=generator)
+        cost = path.cost
+        for t, state, dw in zip(path.t[:-1], path.x[:-1], path.dW, strict=True):
+            p = phi.gradient(t, state).dx
+            cost = cost - torch.einsum("ni,nij,nj->n", p, moving(t, state), dw)
+        errors.append((cost - phi(0.0, x)).square().mean().sqrt())
+    assert errors[1] < 0.7 * errors[0]
+    assert errors[1] < 0.05 * phi(0.0, x)[0]
+    idle = rollout(problem, lambda t, x: torch.zeros_like(x), x, steps=160, generator=generator)
+    assert idle.cost.mean() > 1.1 * phi(0.0, x)[0]
+
+
 # --- bad input ----------------------------------------------------------------------------------
 
 
@@ -655,6 +753,14 @@ BAD = {
     ),
     "noise of three states": (simulated(torch.eye(3), generator=seeded()), r"got shape \(3, 3\)"),
     "noise a sample": (simulated(torch.ones(4, 2, 2), generator=seeded()), "torch.diag"),
+    "a number a sample": (
+        simulated(lambda t, x: x[:, 0], generator=seeded()),
+        r"got shape \(4,\); use torch.diag or diag_embed",
+    ),
+    "rk4 with moving noise": (
+        simulated(moving, generator=seeded(), method="rk4"),
+        "diffusion = 0",
+    ),
     "rk4 with noise": (simulated(0.3, generator=seeded(), method="rk4"), "euler_maruyama"),
     "rk4 with a matrix": (simulated(SIGMA, generator=seeded(), method="rk4"), "diffusion = 0"),
     "no source of noise": (simulated(0.3), "generator="),

@@ -132,7 +132,8 @@ def _defects(problem: ControlProblem, path: Rollout, value: Tensor, p: Tensor, o
     elif path.dW is None:
         moved = torch.zeros_like(x[1:])
     else:
-        moved = displacement(sigma_of(problem, x), path.dW, x[0])
+        sigma = sigma_of(problem, t, points)
+        moved = displacement(sigma, path.dW.flatten(0, 1), points).view(x[1:].shape)
     return value.diff(dim=0) + spent - (slopes * moved).sum(-1)
 
 

@@ -7,9 +7,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..dynamics.stepping import as_tensor, same_shape
-from ..potentials.potential import Derivatives, Gradient, Potential, Sigma, Time
+from ..potentials.potential import (
+    Derivatives,
+    Gradient,
+    Potential,
+    Sigma,
+    Time,
+    derivatives_along,
+)
 
 Policy = Callable[[Time, Tensor], Tensor]
+Diffusion = Sigma | Callable[[Time, Tensor], float | Tensor]
 Box = tuple[Tensor, Tensor]
 
 
@@ -18,8 +26,11 @@ class ControlProblem(Protocol):
     """The problem min E[∫ L(t, x, u) dt + G(x(T))] subject to dx = f(t, x, u) dt + σ dW."""
 
     @property
-    def diffusion(self) -> Sigma:
-        """The number or matrix (d, r) σ, which is 0 without noise."""
+    def diffusion(self) -> Diffusion:
+        """The number or matrix (d, r) σ, which is 0 without noise, or a function (t, x) ↦ σ(t, x).
+
+        The function may also return one matrix per sample, (batch, d, r).
+        """
         ...
 
     @property
@@ -103,9 +114,11 @@ def needed_derivatives(
     problem: ControlProblem, potential: Potential, t: Time, x: Tensor
 ) -> Derivatives | Gradient:
     """The derivatives of Φ in the HJB equation, without second ones if σ = 0."""
-    sigma = sigma_of(problem, x)
+    sigma = sigma_of(problem, t, x)
     if isinstance(sigma, float) and sigma == 0:
         return potential.gradient(t, x)
+    if isinstance(sigma, Tensor) and sigma.dim() == 3:
+        return derivatives_along(potential, t, x, sigma)
     return potential.derivatives(t, x, sigma)
 
 
@@ -115,14 +128,25 @@ def residual_of(problem: ControlProblem, phi: Derivatives | Gradient, t: Time, x
     return residual + 0.5 * phi.laplacian if isinstance(phi, Derivatives) else residual
 
 
-def sigma_of(problem: ControlProblem, x: Tensor) -> Sigma:
-    """The diffusion σ as a number, or as a matrix (d, r) with the type of x."""
-    sigma = problem.diffusion
-    if not isinstance(sigma, Tensor) or sigma.dim() == 0:
+def sigma_of(problem: ControlProblem, t: Time, x: Tensor) -> float | Tensor:
+    """The diffusion σ(t, x): a number, or a matrix (d, r) or matrices (batch, d, r) like x."""
+    sigma, places = problem.diffusion, (x.shape[1:],)
+    if callable(sigma):
+        sigma, places = sigma(t, x), (x.shape[1:], x.shape)
+    elif not isinstance(sigma, Tensor) or sigma.dim() == 0:
         return float(sigma)
-    if sigma.dim() != 2 or sigma.shape[0] != x.shape[-1]:
+    if not isinstance(sigma, Tensor) or sigma.dim() == 0:
+        return sigma
+    if sigma.shape[:-1] not in places:
         raise ValueError(
             f"diffusion must be a number or a matrix ({x.shape[-1]}, r) for states of dimension"
-            f" {x.shape[-1]}, got shape {tuple(sigma.shape)}; use torch.diag for a diagonal σ"
+            f" {x.shape[-1]}, or a function (t, x) of these that may return (batch, {x.shape[-1]},"
+            f" r), got shape {tuple(sigma.shape)}; use torch.diag or diag_embed for a diagonal σ"
         )
     return sigma.to(x)
+
+
+def is_noisy(problem: ControlProblem) -> bool:
+    """Whether σ is a function, a matrix, or a number that is not zero."""
+    sigma = problem.diffusion
+    return callable(sigma) or (isinstance(sigma, Tensor) and sigma.dim() > 0) or float(sigma) != 0

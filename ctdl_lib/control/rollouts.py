@@ -9,8 +9,15 @@ from torch import Tensor
 from ..dynamics.deferral import holds
 from ..dynamics.integration import integrate
 from ..dynamics.stochastic import euler_maruyama
-from ..potentials.potential import Sigma, Time
-from .problem import ControlProblem, Policy, rates_of, sigma_of, terminal_cost_of
+from ..potentials.potential import Time
+from .problem import (
+    ControlProblem,
+    Policy,
+    is_noisy,
+    rates_of,
+    sigma_of,
+    terminal_cost_of,
+)
 
 
 class Rollout(NamedTuple):
@@ -60,7 +67,7 @@ def rollout(
 
     Reference: li2024neural, section 3.
     """
-    _check_driver(sigma_of(problem, x), method, generator is None and dW is None)
+    _check_driver(is_noisy(problem), method, generator is None and dW is None)
     if method == "rk4":
         path = _deterministic(problem, policy, x, steps)
     else:
@@ -73,14 +80,17 @@ def _with_noise(
     problem: ControlProblem, policy: Policy, x: Tensor, steps: int, **noise: Any
 ) -> Rollout:
     """The paths by Euler–Maruyama."""
-    sigma, spent = sigma_of(problem, x), []
+    spent = []
 
     def drift(t: Time, x: Tensor) -> Tensor:
         slope, cost = rates_of(problem, t, x, policy(t, x))
         spent.append(cost)
         return slope
 
-    if isinstance(sigma, float) and sigma == 0:
+    def sigma(t: Time, x: Tensor) -> float | Tensor:
+        return sigma_of(problem, t, x)
+
+    if not is_noisy(problem):
         noise["dW"] = x.new_zeros(steps, *x.shape)
     path = euler_maruyama(drift, sigma, x, 0.0, problem.horizon, steps=steps, **noise)
     _check_finite(torch.stack(spent), path.t, path.x)
@@ -102,9 +112,8 @@ def _deterministic(problem: ControlProblem, policy: Policy, x: Tensor, steps: in
     return Rollout(t, states, running[-1], terminal_cost_of(problem, states[-1]), None)
 
 
-def _check_driver(sigma: Sigma, method: str, silent: bool) -> None:
+def _check_driver(noisy: bool, method: str, silent: bool) -> None:
     """Refuse a method and a source of noise that do not fit σ."""
-    noisy = isinstance(sigma, Tensor) or sigma != 0
     if noisy and method == "rk4":
         raise ValueError('method="rk4" needs diffusion = 0; with noise use "euler_maruyama"')
     if not noisy and not silent:

@@ -48,10 +48,10 @@ def check(
     """
     if not 0 < float(problem.horizon) < float("inf"):
         raise ValueError(f"horizon must be positive and finite, got {problem.horizon}")
-    sigma_of(problem, x)
     excess, slope = 0.0, 0.0
     for time in (0.0, 0.5 * problem.horizon, problem.horizon):
         t, p = clock(time, x), normal(x.shape, generator, x)
+        sigma_of(problem, t, x)
         u = _finite(problem.optimal_control(t, x, p), "optimal_control(t, x, p)")
         if u.dim() != 2 or len(u) != len(x):
             raise ValueError(

@@ -156,6 +156,26 @@ def along_noise(p: Tensor, sigma: Sigma | None) -> Tensor:
     return p @ sigma if is_matrix else p * sigma
 
 
+def derivatives_along(
+    potential: Potential, t: Time, x: Float[Tensor, "batch d"], sigma: Float[Tensor, "batch d k"]
+) -> Derivatives:
+    """The value Φ, ∂ₜΦ, ∇ₓΦ and tr(σσᵀ∇ₓ²Φ) where every sample has a matrix σ of its own.
+
+    The trace is Σₖ σₖᵀ∇ₓ²Φ σₖ over the columns of σ. It costs one more reverse sweep a column.
+    """
+    graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        z = x if x.requires_grad else x.detach().requires_grad_()
+        phi = potential.gradient(t, z)
+        trace = torch.zeros_like(phi.value)
+        for e in sigma.unbind(-1):
+            slope = (phi.dx * e.detach()).sum()
+            (along,) = torch.autograd.grad(slope, z, create_graph=graph, retain_graph=True)
+            trace = trace + (along * e).sum(-1)
+    found = Derivatives(*phi, trace)
+    return found if graph else Derivatives(*(part.detach() for part in found))
+
+
 def in_blocks(
     evaluate: Callable[[Tensor, Tensor], Known],
     t: Float[Tensor, " points"],
