@@ -268,6 +268,31 @@ def test_solutions_are_collapsed_until_asked_for(page):
     assert output.is_visible()
 
 
+def test_drawings_follow_the_theme_and_are_named(page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    visit(page, "book/03_neural_odes")
+    drawings = page.locator("figure.diagram svg[role=img]")
+    assert drawings.count() == 2
+    for drawing in drawings.all():
+        name = drawing.get_attribute("aria-labelledby")
+        assert len(page.locator(f"#{name}").text_content() or "") > 50
+        assert drawing.evaluate(PALE_OR_SMALL) == []
+
+
+# The texts of a drawing whose contrast with the page is under 4.5, or which are under 12 pixels.
+PALE_OR_SMALL = """svg => {
+    const light = colour => colour.match(/[\\d.]+/g).slice(0, 3).map(c => c / 255)
+        .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0.05);
+    const ground = light(getComputedStyle(document.body).backgroundColor);
+    const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+    return [...svg.querySelectorAll('text')].filter(text => {
+        const {fill, fontSize} = getComputedStyle(text), ratio = light(fill) / ground;
+        return Math.max(ratio, 1 / ratio) < 4.5 || parseFloat(fontSize) * scale < 12;
+    }).map(text => text.textContent);
+}"""
+
+
 # --- playgrounds --------------------------------------------------------------------------------
 
 
