@@ -293,6 +293,13 @@ PALE_OR_SMALL = """svg => {
 }"""
 
 
+def test_a_card_of_the_map_is_a_link_as_a_whole(page):
+    page.emulate_media(reduced_motion="reduce")
+    visit(page, "book/intro")
+    page.locator("ul.chapter-map img").nth(6).click()
+    assert page.url.endswith("/book/07_ot_flow.html")
+
+
 # --- playgrounds --------------------------------------------------------------------------------
 
 
@@ -605,6 +612,28 @@ def test_every_page_says_what_it_is_about_and_where_it_lives(site):
     assert (site / "_static" / "card.png").is_file()
     listed = ElementTree.parse(site / "sitemap.xml").getroot()
     assert {f"{SITE}/{name}.html" for name in PAGES} <= {page[0].text for page in listed}
+
+
+@pytest.mark.parametrize("chapter", chapters.all_chapters(), ids=lambda c: c.name)
+def test_a_lecture_says_how_long_it_is_and_where_its_evidence_and_playground_are(site, chapter):
+    html = (site / f"book/{chapter.name}.html").read_text("utf-8")
+    (head,) = BeautifulSoup(html, "html.parser").select("h1 + .chapter-head")
+    minutes = re.match(r"About (\d+) minutes", head.text)
+    assert minutes
+    assert 3 < int(minutes[1]) < 30
+    found = {str(link["href"]) for link in head.find_all("a")}
+    assert (f"evidence/{chapter.stem}.html" in found) == (chapter.evidence is not None)
+    played = chapter.name[:2] in ("02", "03", "06", "07", "10")
+    assert any(link.startswith("playground.html#") for link in found) == played
+
+
+def test_the_map_shows_every_chapter_with_a_picture(site):
+    html = (site / "book/intro.html").read_text("utf-8")
+    cards = BeautifulSoup(html, "html.parser").select("ul.chapter-map > li")
+    shown = [(card.a["href"], card.img["src"]) for card in cards if card.a and card.img]
+    names = [chapter.name for chapter in chapters.all_chapters()]
+    assert shown == [(f"{name}.html", f"../_static/map/{name}.webp") for name in names]
+    assert sum(path.stat().st_size for path in (site / "_static/map").iterdir()) < 80_000
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
