@@ -1,6 +1,7 @@
-"""What a build adds to chapters: their heads, and the map of the book."""
+"""What a build adds to chapters: their heads, the map of the book, and terms of the glossary."""
 
 import io
+import re
 import sys
 
 import pytest
@@ -14,9 +15,11 @@ sys.path.insert(0, str(chapters.BOOK / "_ext"))
 
 import chapter_head
 import chapter_map
+import glossary_terms
 
 LECTURES = chapters.all_chapters()
-
+GLOSSARY = (chapters.BOOK / "glossary.md").read_text("utf-8")
+TERMS = re.findall(r"^(\S.+)\n  (.+\.) \[Chapter (\d+)\]\((\S+)\.ipynb\)$", GLOSSARY, re.MULTILINE)
 
 
 def page(*parts: nodes.Node) -> nodes.document:
@@ -72,3 +75,54 @@ def test_a_figure_that_is_gone_is_named(monkeypatch):
 def test_a_chapter_without_a_row_shows_its_first_picture(monkeypatch):
     monkeypatch.delitem(chapter_map.PIECES, "01")
     assert chapter_map.piece_of(LECTURES[0])[0].figure == "fig-three-panels"
+
+
+# --- the glossary -------------------------------------------------------------------------------
+
+
+def test_every_term_has_one_sentence_and_a_chapter_that_uses_it():
+    entries = GLOSSARY.split("```{glossary}\n")[1].split("```")[0].strip().split("\n\n")
+    assert len(TERMS) == len(entries) >= 40
+    names = [re.sub(r"\W", "", term.lower()) for term, *_ in TERMS]
+    assert names == sorted(names)
+    for term, says, number, name in TERMS:
+        assert name.startswith(f"{int(number):02}_")
+        assert ". " not in says
+        assert len(says) < 160
+        text = chapters.Chapter(name).text.read_text("utf-8")
+        assert glossary_terms.Entry(term, "", says, 1).pattern.search(text), term
+
+
+SCORE = glossary_terms.Entry("score", "term-score", "A gradient.", 10)
+
+
+def marked(*parts: nodes.Node, entry: glossary_terms.Entry = SCORE) -> tuple[list[str], str]:
+    """The words that are marked in a page of these parts, and the page's text."""
+    document = page(nodes.paragraph("", "", *parts))
+    glossary_terms.mark_first(document, entry, "glossary.html#term-score")
+    found = [mark["word"] for mark in document.findall(glossary_terms.term_says)]
+    return found, document.astext()
+
+
+def test_the_first_use_of_a_term_is_marked_and_no_other():
+    assert marked(nodes.Text("No underscore, but Scores and a score.")) == (
+        ["Scores"],
+        "No underscore, but  and a score.",
+    )
+
+
+def test_a_term_is_found_over_the_end_of_a_line():
+    entry = SCORE._replace(term="value function")
+    assert marked(nodes.Text("the value\nfunction"), entry=entry)[0] == ["value\nfunction"]
+
+
+@pytest.mark.parametrize("kind", [nodes.literal, nodes.math, nodes.reference, nodes.strong])
+def test_no_term_is_marked_in_code_formulas_and_links(kind):
+    assert marked(kind("", "score"), nodes.Text(" and a score"))[0] == ["score"]
+    assert marked(kind("", "score"))[0] == []
+
+
+def test_no_term_is_marked_in_headings():
+    document = page(nodes.section("", nodes.title("", "The score")))
+    glossary_terms.mark_first(document, SCORE, "")
+    assert list(document.findall(glossary_terms.term_says)) == []

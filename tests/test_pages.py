@@ -293,6 +293,26 @@ PALE_OR_SMALL = """svg => {
 }"""
 
 
+def test_the_sentence_of_a_term_shows_for_mouse_and_keyboard_and_escape_hides_it(page):
+    visit(page, "book/12_hjb_and_pontryagin")
+    term = page.locator("a.term", has_text="value function").first
+    says = page.locator(f"#{term.get_attribute('aria-describedby')}")
+    assert not says.is_visible()
+    term.focus()
+    assert says.inner_text() == "The least cost that is left from a state at a time on."
+    page.keyboard.press("Escape")
+    assert not says.is_visible()
+    page.locator("h1").hover()
+    term.hover()
+    assert says.is_visible()
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
+    box = says.bounding_box()
+    assert box
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 390
+
+
 def test_a_card_of_the_map_is_a_link_as_a_whole(page):
     page.emulate_media(reduced_motion="reduce")
     visit(page, "book/intro")
@@ -634,6 +654,19 @@ def test_the_map_shows_every_chapter_with_a_picture(site):
     names = [chapter.name for chapter in chapters.all_chapters()]
     assert shown == [(f"{name}.html", f"../_static/map/{name}.webp") for name in names]
     assert sum(path.stat().st_size for path in (site / "_static/map").iterdir()) < 80_000
+
+
+def test_terms_are_marked_once_a_lecture_and_lead_to_the_glossary(site):
+    for chapter in chapters.all_chapters():
+        soup = BeautifulSoup((site / f"book/{chapter.name}.html").read_text("utf-8"), "html.parser")
+        terms = soup.select("a.term")
+        assert terms
+        targets = [str(term["href"]) for term in terms]
+        assert len(set(targets)) == len(targets)
+        for term in terms:
+            assert term.find_parent(["h1", "h2", "h3", "code", "pre", "figure"]) is None
+            (says,) = soup.select(f"#{term['aria-describedby']}[role=tooltip]")
+            assert says.text.endswith(".")
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
