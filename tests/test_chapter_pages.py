@@ -126,3 +126,9 @@ def test_no_term_is_marked_in_headings():
     document = page(nodes.section("", nodes.title("", "The score")))
     glossary_terms.mark_first(document, SCORE, "")
     assert list(document.findall(glossary_terms.term_says)) == []
+
+
+def test_words_that_mean_something_else_are_terms_of_earlier_chapters():
+    explained = {term: int(number) for term, _, number, _ in TERMS}
+    for term, chapter in glossary_terms.MEANS_OTHERWISE:
+        assert explained[term] < chapter

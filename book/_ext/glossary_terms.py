@@ -1,7 +1,7 @@
 """Shows what a term of the glossary means, where a lecture uses it first.
 
 The text of a lecture stays as it is: terms are found when its page is made. Each is marked from the
-chapter on that explains it, which its entry links to, because some words mean other things before.
+chapter on that explains it, which its entry links to: before it, some words mean other things.
 """
 
 import re
@@ -16,6 +16,8 @@ from sphinx.environment import BuildEnvironment
 
 GLOSSARY = "book/glossary"
 LECTURE = re.compile(r"book/(\d\d)_")
+# Lectures that use a word of the glossary for something else: the noise, and the speed of a copter.
+MEANS_OTHERWISE = {("prior", 11), ("velocity", 14)}
 # Where no term is marked: in code, formulas, links, and whatever is no running text.
 LEFT_ALONE = (
     *(nodes.literal, nodes.literal_block, nodes.math, nodes.math_block, nodes.raw),
@@ -66,9 +68,9 @@ def depend(app: Sphinx, doctree: nodes.document) -> None:
 def mark(app: Sphinx, doctree: nodes.document, page: str) -> None:
     """Mark the first use of each term in a lecture."""
     if (lecture := LECTURE.match(page)) and GLOSSARY in app.env.found_docs:
-        uri = app.builder.get_relative_uri(page, GLOSSARY)
+        number, uri = int(lecture[1]), app.builder.get_relative_uri(page, GLOSSARY)
         for entry in entries(app.env):
-            if entry.chapter <= int(lecture[1]):
+            if entry.chapter <= number and (entry.term, number) not in MEANS_OTHERWISE:
                 mark_first(doctree, entry, f"{uri}#{entry.anchor}")
 
 
