@@ -268,6 +268,58 @@ def test_solutions_are_collapsed_until_asked_for(page):
     assert output.is_visible()
 
 
+def test_drawings_follow_the_theme_and_are_named(page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    visit(page, "book/03_neural_odes")
+    drawings = page.locator("figure.diagram svg[role=img]")
+    assert drawings.count() == 2
+    for drawing in drawings.all():
+        name = drawing.get_attribute("aria-labelledby")
+        assert len(page.locator(f"#{name}").text_content() or "") > 50
+        assert drawing.evaluate(PALE_OR_SMALL) == []
+
+
+# The texts of a drawing whose contrast with the page is under 4.5, or which are under 12 pixels.
+PALE_OR_SMALL = """svg => {
+    const light = colour => colour.match(/[\\d.]+/g).slice(0, 3).map(c => c / 255)
+        .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0.05);
+    const ground = light(getComputedStyle(document.body).backgroundColor);
+    const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+    return [...svg.querySelectorAll('text')].filter(text => {
+        const {fill, fontSize} = getComputedStyle(text), ratio = light(fill) / ground;
+        return Math.max(ratio, 1 / ratio) < 4.5 || parseFloat(fontSize) * scale < 12;
+    }).map(text => text.textContent);
+}"""
+
+
+def test_the_sentence_of_a_term_shows_for_mouse_and_keyboard_and_escape_hides_it(page):
+    visit(page, "book/12_hjb_and_pontryagin")
+    term = page.locator("a.term", has_text="value function").first
+    says = page.locator(f"#{term.get_attribute('aria-describedby')}")
+    assert not says.is_visible()
+    term.focus()
+    assert says.inner_text() == "The least cost that is left from a state at a time on."
+    page.keyboard.press("Escape")
+    assert not says.is_visible()
+    page.locator("h1").hover()
+    term.hover()
+    assert says.is_visible()
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
+    box = says.bounding_box()
+    assert box
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 390
+
+
+def test_a_card_of_the_map_is_a_link_as_a_whole(page):
+    page.emulate_media(reduced_motion="reduce")
+    visit(page, "book/intro")
+    page.locator("ul.chapter-map img").nth(6).click()
+    assert page.url.endswith("/book/07_ot_flow.html")
+
+
 # --- playgrounds --------------------------------------------------------------------------------
 
 
@@ -580,6 +632,43 @@ def test_every_page_says_what_it_is_about_and_where_it_lives(site):
     assert (site / "_static" / "card.png").is_file()
     listed = ElementTree.parse(site / "sitemap.xml").getroot()
     assert {f"{SITE}/{name}.html" for name in PAGES} <= {page[0].text for page in listed}
+
+
+@pytest.mark.parametrize("chapter", chapters.all_chapters(), ids=lambda c: c.name)
+def test_a_lecture_says_how_long_it_is_and_where_its_evidence_and_playground_are(site, chapter):
+    html = (site / f"book/{chapter.name}.html").read_text("utf-8")
+    (head,) = BeautifulSoup(html, "html.parser").select("h1 + .chapter-head")
+    minutes = re.match(r"About (\d+) minutes", head.text)
+    assert minutes
+    assert 3 < int(minutes[1]) < 30
+    found = {str(link["href"]) for link in head.find_all("a")}
+    assert (f"evidence/{chapter.stem}.html" in found) == (chapter.evidence is not None)
+    played = chapter.name[:2] in ("02", "03", "06", "07", "10")
+    assert any(link.startswith("playground.html#") for link in found) == played
+
+
+def test_the_map_shows_every_chapter_with_a_picture(site):
+    html = (site / "book/intro.html").read_text("utf-8")
+    cards = BeautifulSoup(html, "html.parser").select("ul.chapter-map > li")
+    shown = [(card.a["href"], card.img["src"]) for card in cards if card.a and card.img]
+    names = [chapter.name for chapter in chapters.all_chapters()]
+    assert shown == [(f"{name}.html", f"../_static/map/{name}.webp") for name in names]
+    assert sum(path.stat().st_size for path in (site / "_static/map").iterdir()) < 80_000
+
+
+def test_terms_are_marked_once_a_lecture_and_lead_to_the_glossary(site):
+    for chapter in chapters.all_chapters():
+        soup = BeautifulSoup((site / f"book/{chapter.name}.html").read_text("utf-8"), "html.parser")
+        terms = soup.select("a.term")
+        assert terms
+        targets = [str(term["href"]) for term in terms]
+        assert len(set(targets)) == len(targets)
+        words = {(term.text, int(chapter.name[:2])) for term in terms}
+        assert words.isdisjoint({("priors", 11), ("velocity", 14)})  # which are others there
+        for term in terms:
+            assert term.find_parent(["h1", "h2", "h3", "code", "pre", "figure"]) is None
+            (says,) = soup.select(f"#{term['aria-describedby']}[role=tooltip]")
+            assert says.text.endswith(".")
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
