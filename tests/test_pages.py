@@ -31,7 +31,7 @@ from ctdl_lib.potentials import PinnedPotential, ResNetPotential
 from ctdl_lib.problems.control import obstacle
 from ctdl_lib.problems.densities import TOYS, Mixture
 from experiments import playgrounds
-from experiments.playgrounds import hill
+from experiments.playgrounds import hill, layers, wind
 from experiments.playgrounds.weights import as_received
 from machinery import chapters
 
@@ -411,6 +411,45 @@ def test_the_feedback_in_the_browser_is_that_of_the_library(page):
     assert torch.allclose(torch.tensor(found).double(), ours, **close)
 
 
+def test_the_layers_in_the_browser_are_those_of_the_library(page):
+    visit(page, "book/playground")
+    y = 3 * torch.rand(20, 2, generator=torch.Generator().manual_seed(0)).double() - 1.5
+    code = "const {weights, horizon} = known.nets[args[1]], net = pieces.resnet(weights, horizon);"
+    code += "return args[2].map(y => net.path(y, args[3]).at(-1))"
+    code += ".map(u => [...u, net.probability(u)]);"
+    for name in layers.NAMES:
+        net = as_received(layers.network(name))
+        for n in (net.layers // 4, net.layers, 2 * net.layers):
+            found = in_script(page, code, name, y.tolist(), n, of="layers")
+            end = net.features(y)
+            if n != net.layers:
+                start, how = y @ net.K_in.T, {"steps": n, "method": "euler"}
+                end = integrate(net.velocity, start, 0.0, net.horizon, **how)
+            logit = end @ net.K_out.T + net.b_out
+            ours = torch.cat([end, logit.sigmoid()], 1)
+            assert torch.allclose(torch.tensor(found).double(), ours, rtol=1e-5, atol=1e-5)
+
+
+def test_the_flights_in_the_browser_are_those_of_the_library(page):
+    visit(page, "book/playground")
+    g = torch.Generator().manual_seed(0)
+    x = wind.plans.QUAD.start + 0.1 * torch.randn(5, 12, generator=g).double()
+    dW = torch.randn(wind.STEPS, 5, 12, generator=g).double() / 10
+    code = "const {problem, frame, weights, plan} = known, quad = pieces.quadcopter(problem);"
+    code += "const phi = pieces.scaled(pieces.potential(weights), frame);"
+    code += "const {planned, linear} = pieces.along(plan);"
+    code += "const network = (t, x) => quad.control(x, phi(t, x).dx);"
+    code += "const fly = (u, x, i) => pieces.rollout(quad, u, x, args[2][i]);"
+    code += "return [planned, linear, network].map(u => args[1].map((x, i) => fly(u, x, i)))"
+    code += ".map(some => some.map(({path, cost}) => [...path.at(-1), cost]));"
+    kicks = 0.2 * dW.permute(1, 0, 2)
+    found = torch.tensor(in_script(page, code, x.tolist(), kicks.tolist(), of="wind")).double()
+    for ends, policy in zip(found, wind.policies().values(), strict=True):
+        path = rollout(wind.plans.QUAD, policy, x, steps=wind.STEPS, dW=dW)
+        ours = torch.cat([path.x[-1], path.cost[:, None]], 1)
+        assert torch.allclose(ends, ours, rtol=1e-5, atol=1e-5)
+
+
 def parts_of(page: Page, name: str) -> Callable[[str], Locator]:
     """The parts of a playground that has started."""
     figure = f"[data-playground={name}]"
@@ -506,6 +545,40 @@ def test_noise_makes_a_plan_dear_and_a_feedback_less_so(page):
     assert "From (-3.0, 3.0)" in part("says").inner_text()
 
 
+def test_few_layers_tell_fewer_points_right(page):
+    visit(page, "book/playground")
+    part = parts_of(page, "layers")
+    right = lambda: int(part("says").inner_text().split(" %")[0].split()[-1])  # noqa: E731
+    trained = right()
+    assert trained > 95
+    part("share").select_option("0.25")
+    assert right() < trained
+    assert "5 layers of step 0.40" in part("says").inner_text()
+    part("model").select_option("swiss roll")
+    part("share").select_option("1")
+    assert right() > 95
+    part("time").fill("50")
+    assert part("time-shown").inner_text() == "16 of 32"
+    said = part("says").inner_text()
+    part("before").press("ArrowUp")
+    assert part("says").inner_text() != said
+
+
+def test_wind_throws_the_open_loop_off(page):
+    visit(page, "book/playground")
+    part = parts_of(page, "wind")
+    said = lambda: part("says").inner_text()  # noqa: E731
+    costs = lambda: [int(n) for n in re.findall(r"costs (\d+)", said())]  # noqa: E731
+    planned, linear, network = costs()
+    assert planned > 3 * max(linear, network)
+    part("wind").fill("0")
+    assert costs()[0] == min(costs()) == costs()[1]  # without wind nothing beats the plan
+    part("wind").fill("0.4")
+    before = costs()
+    part("renew").click()
+    assert costs() != before
+
+
 def test_a_still_picture_stays_where_scripts_are_off(browser, address):
     context = browser.new_context(java_script_enabled=False, base_url=address)
     tab = context.new_page()
@@ -543,7 +616,7 @@ def test_playgrounds_are_light(site):
     size = lambda *patterns: sum(p.stat().st_size for q in patterns for p in folder.glob(q))  # noqa: E731
     for name in playgrounds.PLAYGROUNDS:
         assert size("*.js", f"{name}.json", f"{name}.webp") < 150_000
-    assert size("*.js", "*.json") - size("hero.*") < 220_000  # of the whole page
+    assert size("*.js", "*.json") - size("hero.js*") < 170_000  # of the page of playgrounds
 
 
 # --- the files ----------------------------------------------------------------------------------

@@ -105,6 +105,31 @@ export function potential(stored) {
   };
 }
 
+/**
+ * A trained `ctdl_lib.networks.ResNet` of two classes: `path(y, layers)` has the features after each
+ * of so many Euler steps until the same time, with weights constant between the trained layers.
+ */
+export function resnet(stored, horizon) {
+  const {K_in, K, b, K_out, b_out} = arrays(stored), width = K_out.length, trained = b.length / width;
+  const none = new Float64Array(width);
+  const part = (of, i, size) => of.subarray(i * size, (i + 1) * size);
+  return {
+    trained,
+    path(y, layers) {
+      const h = horizon / layers, path = [affine(K_in, y, none)];
+      for (let k = 0; k < layers; k++) {
+        const i = Math.floor(k * trained / layers), u = path[k];
+        const a = affine(part(K, i, width * width), u, part(b, i, width));
+        path.push(u.map((value, j) => value + h * Math.tanh(a[j])));
+      }
+      return path;
+    },
+    probability: u => sigmoid(affine(K_out, u, b_out)[0]),
+    /** Where a line along a direction of the features leaves the one class for the other. */
+    cut: direction => -b_out[0] / K_out.reduce((sum, value, i) => sum + value * direction[i], 0),
+  };
+}
+
 const square = x => x.reduce((sum, value) => sum + value * value, 0);
 const minus = (x, y) => x.map((value, i) => value - y[i]);
 
@@ -134,6 +159,48 @@ export function obstacle({target, weight, height, variance}) {
     terminal: x => weight * square(minus(x, target)) / 2,
     control: (x, p) => p.map(value => -value),
   };
+}
+
+/** height·φ(s(t), (x − center)/unit), as `ctdl_lib.potentials.ScaledPotential` with a `layer`. */
+export function scaled(phi, {height, center, unit, layer}) {
+  const span = Math.log((1 + layer) / layer);
+  return (t, x) => {
+    const s = Math.log((1 + layer) / (1 - t + layer)) / span;
+    const {value, dx} = phi(s, x.map((v, i) => (v - center[i]) / unit[i]));
+    return {value: height * value, dx: dx.map((v, i) => height / unit[i] * v)};
+  };
+}
+
+/** The quadcopter `ctdl_lib.problems.vehicles.Quadcopter` of mass 1. */
+export function quadcopter({gravity, weight, target}) {
+  const axis = x => {
+    const [s1, s2, s3] = x.subarray(3, 6).map(Math.sin), [c1, c2, c3] = x.subarray(3, 6).map(Math.cos);
+    return [s1 * s3 + c1 * s2 * c3, s1 * s2 * c3 - c1 * s3, c2 * c3];
+  };
+  return {
+    axis,
+    drift: (x, u) => {
+      const [e1, e2, e3] = axis(x), f = new Float64Array(12);
+      f.set(x.subarray(6));
+      f.set([u[0] * e1, u[0] * e2, u[0] * e3 - gravity, u[1], u[2], u[3]], 6);
+      return f;
+    },
+    running: (x, u) => 2 + square(u),
+    terminal: x => weight * square(minus(x, target)) / 2,
+    control: (x, p) => {
+      const thrust = axis(x).reduce((sum, e, i) => sum + e * p[6 + i], 0);
+      return [thrust, p[9], p[10], p[11]].map(value => -value / 2);
+    },
+  };
+}
+
+/** The plan's controls, and the linear feedback uₖ − Kₖ(x − xₖ) along it: policies of `rollout`. */
+export function along(stored) {
+  const {x: states, u: controls, K} = arrays(stored);
+  const planned = (t, x, k) => controls.subarray(4 * k, 4 * k + 4);
+  const linear = (t, x, k) => minus(planned(t, x, k),
+    affine(K.subarray(48 * k, 48 * k + 48), minus(x, states.subarray(12 * k, 12 * k + 12)), new Float64Array(4)));
+  return {planned, linear};
 }
 
 /**

@@ -25,7 +25,7 @@ from machinery.store import Store
 
 from ..ot_flow import race
 from ..ot_flow.evidence import CHAPTER
-from . import hill
+from . import hill, layers, wind
 from .drawing import REACH, squares
 from .weights import weights
 
@@ -63,6 +63,15 @@ def plane(name: str, label: str, *, touched: bool = False) -> str:
 
 
 SHARE = slider("time", "Share of the way", 0, 100, 100, "1.00")
+
+# How many layers, with the same weights as functions of time.
+LAYERS = {
+    "1": "as trained",
+    "0.25": "a quarter",
+    "0.5": "half as many",
+    "2": "twice as many",
+    "4": "four times as many",
+}
 
 
 @dataclass(frozen=True)
@@ -302,5 +311,45 @@ PLAYGROUNDS = {
         " stronger where it is higher. Circles: the hill. Noise 1 is that of the training.",
         hill.draw,
         hill.known,
+    ),
+    "layers": Playground(
+        (
+            choice("model", "Data", {name: name for name in layers.NAMES}),
+            choice("share", "Layers", LAYERS),
+            slider("time", "Layer", 0, 100, 100, ""),
+            button("play", "Play"),
+        ),
+        (
+            plane(
+                "before",
+                "Points of two classes in the plane. Drag the black point, click, or use the arrow"
+                " keys.",
+                touched=True,
+            ),
+            plane("after", "The same points after some layers, and the cut between the classes."),
+        ),
+        "On the left an ellipse inside of a ring. On the right the layers have parted them.",
+        "Left: data, and what the network says of each point of the plane. Right: the features"
+        " after some layers, with the line that parts the classes and the path of the large point.",
+        layers.draw,
+        layers.known,
+    ),
+    "wind": Playground(
+        (
+            slider("wind", "Wind", 0, 0.6, 0.2, "0.20", 0.05),
+            SHARE,
+            button("play", "Play"),
+            button("renew", "Other wind"),
+        ),
+        (
+            plane("side", "Flights of three controllers to a star, from the side."),
+            plane("top", "The same flights from above."),
+        ),
+        "From the side and from above, flights of the open loop end scattered around a star. Those"
+        " of the linear feedback and of the network end close to it.",
+        "Left: from the side. Right: from above. Orange: the network. Blue: linear feedback. Black,"
+        " or white on dark pages: open loop. Bars: an arm of the copter, across its thrust.",
+        wind.draw,
+        wind.known,
     ),
 }
