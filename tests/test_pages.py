@@ -24,11 +24,15 @@ from playwright.sync_api import Browser, Locator, Page, sync_playwright
 from torch import Tensor
 
 import ctdl_lib
+from ctdl_lib.control import feedback, rollout
 from ctdl_lib.dynamics import integrate
 from ctdl_lib.generative.diffusion import Schedule, sample_sde
-from ctdl_lib.potentials import ResNetPotential
+from ctdl_lib.potentials import PinnedPotential, ResNetPotential
+from ctdl_lib.problems.control import obstacle
 from ctdl_lib.problems.densities import TOYS, Mixture
 from experiments import playgrounds
+from experiments.playgrounds import hill, layers, wind
+from experiments.playgrounds.weights import as_received
 from machinery import chapters
 
 REPOSITORY = "https://github.com/example/ctdl"
@@ -323,13 +327,13 @@ def test_a_card_of_the_map_is_a_link_as_a_whole(page):
 # --- playgrounds --------------------------------------------------------------------------------
 
 
-def in_script(page: Page, code: str, *args: object) -> Any:
-    """What an asynchronous function of the scripts' pieces and of the stored flows returns."""
+def in_script(page: Page, code: str, *args: object, of: str = "flow") -> Any:
+    """What an asynchronous function of the pieces, and of what a playground knows, returns."""
     return page.evaluate(
         f"""async args => {{
             const pieces = await import(new URL('_static/playground/pieces.js', args[0]).href);
-            const stored = await fetch(new URL('_static/playground/flow.json', args[0]));
-            const {{flows}} = await stored.json();
+            const stored = await fetch(new URL('_static/playground/{of}.json', args[0]));
+            const known = await stored.json(), {{flows}} = known;
             {code}
         }}""",
         [urljoin(page.url, ".."), *args],
@@ -342,7 +346,7 @@ def test_the_pieces_in_the_browser_are_those_of_the_library(page):
     times = torch.linspace(0, 1, 20)
     close: Any = {"rtol": 1e-9, "atol": 1e-9}
 
-    phi = playgrounds.flow_of("OT-Flow").velocity.double()
+    phi = as_received(playgrounds.flow_of("OT-Flow").velocity)
     assert isinstance(phi, ResNetPotential)
     code = "const phi = pieces.potential(flows['OT-Flow'].weights);"
     code += "return args[1].map((t, i) => phi(t, args[2][i]))"
@@ -352,13 +356,22 @@ def test_the_pieces_in_the_browser_are_those_of_the_library(page):
     columns = (ours.value[:, None], ours.dt[:, None], ours.dx, ours.laplacian[:, None])
     assert torch.allclose(found, torch.cat(columns, 1), **close)
 
-    net = playgrounds.flow_of("FFJORD").velocity.double()
+    net = as_received(playgrounds.flow_of("FFJORD").velocity)
     code = "const v = pieces.velocity(flows.FFJORD); const path = x => pieces.rk4(v, x, 1, 0, 5);"
     code += "return args[1].map(x => path(x).map(point => [...point]));"
     found = torch.tensor(in_script(page, code, x.tolist()))
     end = integrate(net, x.double(), 1.0, 0.0, steps=5)
     assert torch.allclose(found[:, -1], end, **close)
     assert torch.equal(found[:, 0], x)
+
+
+def test_weights_of_16_bits_move_points_to_nearly_the_same_ends():
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)).double()
+    for name in playgrounds.FLOWS:
+        flow = playgrounds.flow_of(name).double()
+        ends = flow(x)
+        flow.velocity = as_received(flow.velocity)
+        assert 0 < (flow(x) - ends).abs().max() < 0.01
 
 
 def test_the_score_in_the_browser_is_exact_and_its_steps_are_those_of_the_library(page):
@@ -425,6 +438,70 @@ def test_the_adaptive_solver_in_the_browser_keeps_its_tolerance(page):
     found = in_script(page, code + "return [...pieces.euler(f, [1, 0], 0, 6, 50).at(-1)];")
     ours = integrate(f, start, 0.0, 6.0, steps=50, method="euler")[0]
     assert torch.allclose(torch.tensor(found), ours, rtol=1e-9, atol=1e-9)
+
+
+def test_the_feedback_in_the_browser_is_that_of_the_library(page):
+    visit(page, "book/playground")
+    g, problem = torch.Generator().manual_seed(0), obstacle()
+    phi = as_received(hill.value_function().correction)
+    phi = PinnedPotential(problem.linear_quadratic.value(), phi)
+    t, x = torch.rand(20, generator=g).double(), (6 * torch.rand(20, 2, generator=g) - 3).double()
+    code = "const {problem, correction} = known, hill = pieces.obstacle(problem);"
+    code += "const phi = pieces.pinned(pieces.quadratic(problem), pieces.potential(correction));"
+    each = code + "return args[1].map((t, i) => phi(t, args[2][i])).map(p => [p.value, ...p.dx]);"
+    found = torch.tensor(in_script(page, each, t.tolist(), x.tolist(), of="hill"))
+    ours = phi.gradient(t, x)
+    close: Any = {"rtol": 1e-5, "atol": 1e-5}
+    assert torch.allclose(found.double(), torch.cat([ours.value[:, None], ours.dx], 1), **close)
+
+    dW = torch.randn(25, 20, 2, generator=g).double() / 5
+    kicks = dW @ torch.as_tensor(problem.diffusion).T
+    code += "const policy = (t, x) => hill.control(x, phi(t, x).dx);"
+    code += "return args[1].map((x, i) => pieces.rollout(hill, policy, x, args[2][i]))"
+    code += ".map(({path, cost}) => [...path.at(-1), cost]);"
+    found = in_script(page, code, x.tolist(), kicks.permute(1, 0, 2).tolist(), of="hill")
+    path = rollout(problem, feedback(problem, phi), x, steps=25, dW=dW)
+    ours = torch.cat([path.x[-1], path.cost[:, None]], 1)
+    assert torch.allclose(torch.tensor(found).double(), ours, **close)
+
+
+def test_the_layers_in_the_browser_are_those_of_the_library(page):
+    visit(page, "book/playground")
+    y = 3 * torch.rand(20, 2, generator=torch.Generator().manual_seed(0)).double() - 1.5
+    code = "const {weights, horizon} = known.nets[args[1]], net = pieces.resnet(weights, horizon);"
+    code += "return args[2].map(y => net.path(y, args[3]).at(-1))"
+    code += ".map(u => [...u, net.probability(u)]);"
+    for name in layers.NAMES:
+        net = as_received(layers.network(name))
+        for n in (net.layers // 4, net.layers, 2 * net.layers):
+            found = in_script(page, code, name, y.tolist(), n, of="layers")
+            end = net.features(y)
+            if n != net.layers:
+                start, how = y @ net.K_in.T, {"steps": n, "method": "euler"}
+                end = integrate(net.velocity, start, 0.0, net.horizon, **how)
+            logit = end @ net.K_out.T + net.b_out
+            ours = torch.cat([end, logit.sigmoid()], 1)
+            assert torch.allclose(torch.tensor(found).double(), ours, rtol=1e-5, atol=1e-5)
+
+
+def test_the_flights_in_the_browser_are_those_of_the_library(page):
+    visit(page, "book/playground")
+    g = torch.Generator().manual_seed(0)
+    x = wind.plans.QUAD.start + 0.1 * torch.randn(5, 12, generator=g).double()
+    dW = torch.randn(wind.STEPS, 5, 12, generator=g).double() / 10
+    code = "const {problem, frame, weights, plan} = known, quad = pieces.quadcopter(problem);"
+    code += "const phi = pieces.scaled(pieces.potential(weights), frame);"
+    code += "const {planned, linear} = pieces.along(plan);"
+    code += "const network = (t, x) => quad.control(x, phi(t, x).dx);"
+    code += "const fly = (u, x, i) => pieces.rollout(quad, u, x, args[2][i]);"
+    code += "return [planned, linear, network].map(u => args[1].map((x, i) => fly(u, x, i)))"
+    code += ".map(some => some.map(({path, cost}) => [...path.at(-1), cost]));"
+    kicks = 0.2 * dW.permute(1, 0, 2)
+    found = torch.tensor(in_script(page, code, x.tolist(), kicks.tolist(), of="wind")).double()
+    for ends, policy in zip(found, wind.policies().values(), strict=True):
+        path = rollout(wind.plans.QUAD, policy, x, steps=wind.STEPS, dW=dW)
+        ours = torch.cat([path.x[-1], path.cost[:, None]], 1)
+        assert torch.allclose(ends, ours, rtol=1e-5, atol=1e-5)
 
 
 def parts_of(page: Page, name: str) -> Callable[[str], Locator]:
@@ -504,6 +581,58 @@ def test_many_steps_bring_all_points_to_the_data(page):
     assert part("says").inner_text() != said
 
 
+def test_noise_makes_a_plan_dear_and_a_feedback_less_so(page):
+    visit(page, "book/playground")
+    part = parts_of(page, "hill")
+    costs = lambda: [float(n) for n in re.findall(r"costs (\d+\.\d)", part("says").inner_text())]  # noqa: E731
+    part("noise").fill("0")
+    steered, blind = costs()
+    assert steered == blind
+    part("noise").fill("1")
+    steered, blind = costs()
+    assert blind > 1.5 * steered
+    part("renew").click()
+    assert costs() != [steered, blind]
+    part("canvas").press("ArrowRight")
+    assert "From (-1.4, -0.5)" in part("says").inner_text()
+    part("canvas").click(position={"x": 1, "y": 1})
+    assert "From (-3.0, 3.0)" in part("says").inner_text()
+
+
+def test_few_layers_tell_fewer_points_right(page):
+    visit(page, "book/playground")
+    part = parts_of(page, "layers")
+    right = lambda: int(part("says").inner_text().split(" %")[0].split()[-1])  # noqa: E731
+    trained = right()
+    assert trained > 95
+    part("share").select_option("0.25")
+    assert right() < trained
+    assert "5 layers of step 0.40" in part("says").inner_text()
+    part("model").select_option("swiss roll")
+    part("share").select_option("1")
+    assert right() > 95
+    part("time").fill("50")
+    assert part("time-shown").inner_text() == "16 of 32"
+    said = part("says").inner_text()
+    part("before").press("ArrowUp")
+    assert part("says").inner_text() != said
+
+
+def test_wind_throws_the_open_loop_off(page):
+    visit(page, "book/playground")
+    part = parts_of(page, "wind")
+    said = lambda: part("says").inner_text()  # noqa: E731
+    costs = lambda: [int(n) for n in re.findall(r"costs (\d+)", said())]  # noqa: E731
+    planned, linear, network = costs()
+    assert planned > 3 * max(linear, network)
+    part("wind").fill("0")
+    assert costs()[0] == min(costs()) == costs()[1]  # without wind nothing beats the plan
+    part("wind").fill("0.4")
+    before = costs()
+    part("renew").click()
+    assert costs() != before
+
+
 def test_a_still_picture_stays_where_scripts_are_off(browser, address):
     context = browser.new_context(java_script_enabled=False, base_url=address)
     tab = context.new_page()
@@ -538,10 +667,10 @@ def test_the_first_page_moves_only_for_those_who_like_it(browser, address, motio
 
 def test_playgrounds_are_light(site):
     folder = site / "_static" / "playground"
-    scripts = sum(path.stat().st_size for path in folder.glob("*.js"))
+    size = lambda *patterns: sum(p.stat().st_size for q in patterns for p in folder.glob(q))  # noqa: E731
     for name in playgrounds.PLAYGROUNDS:
-        stored = sum((folder / f"{name}{end}").stat().st_size for end in (".json", ".webp"))
-        assert scripts + stored < 150_000
+        assert size("*.js", f"{name}.json", f"{name}.webp") < 150_000
+    assert size("*.js", "*.json") - size("hero.js*") < 170_000  # of the page of playgrounds
 
 
 # --- the files ----------------------------------------------------------------------------------

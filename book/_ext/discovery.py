@@ -13,6 +13,7 @@ from sphinx.config import Config
 
 import ctdl_lib
 from experiments import playgrounds
+from experiments.playgrounds.drawing import framed
 from machinery import plotting
 
 CARD = "_static/card.png"
@@ -81,7 +82,7 @@ def draw_card(path: Path, title: str) -> None:
     left.axis("off")
     words = title.replace(" for ", "\nfor ").replace(" Deep", "\nDeep")
     left.text(0, 0.5, words, fontsize=27, va="center", transform=left.transAxes)
-    playgrounds.draw_hero(playgrounds.framed(right))
+    playgrounds.draw_hero(framed(right))
     fig.savefig(path, dpi=100)
     plt.close(fig)
 

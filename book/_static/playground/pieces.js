@@ -1,33 +1,45 @@
 // The library's pieces that the playgrounds need. A test compares each with `ctdl_lib`.
 
-/** The arrays of a network by their names, from what `playgrounds.export` wrote. */
+/** The arrays by their names, from factors and integers of 16 bits that a build wrote. */
 export function arrays(stored) {
   const found = {};
-  for (const [name, text] of Object.entries(stored)) {
+  for (const [name, [factor, text]] of Object.entries(stored)) {
     const bytes = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
-    found[name] = Float64Array.from(new Float32Array(bytes.buffer));
+    found[name] = Float64Array.from(new Int16Array(bytes.buffer), integer => factor * integer);
   }
   return found;
 }
 
 /** A x + b, where A has as many rows as b has entries and is stored row by row. */
 function affine(A, x, b) {
-  const n = x.length;
-  return b.map((value, i) => {
-    for (let j = 0; j < n; j++) value += A[i * n + j] * x[j];
-    return value;
-  });
+  const n = x.length, y = new Float64Array(b);
+  for (let i = 0, k = 0; i < y.length; i++) {
+    let sum = y[i];
+    for (let j = 0; j < n; j++) sum += A[k++] * x[j];
+    y[i] = sum;
+  }
+  return y;
 }
 
 /** Aᵀ y for A with y.length rows. */
 function transposed(A, y) {
   const n = A.length / y.length, found = new Float64Array(n);
-  for (let i = 0; i < y.length; i++)
-    for (let j = 0; j < n; j++) found[j] += A[i * n + j] * y[i];
+  for (let i = 0, k = 0; i < y.length; i++)
+    for (let j = 0; j < n; j++) found[j] += A[k++] * y[i];
   return found;
 }
 
-const logCosh = a => Math.abs(a) + Math.log1p(Math.exp(-2 * Math.abs(a)));  // log(2 cosh a)
+/** log(2 cosh aₖ), and their slopes tanh aₖ, of which both need e^(−2|a|). */
+function logCosh(a) {
+  const values = new Float64Array(a.length), slopes = new Float64Array(a.length);
+  for (let k = 0; k < a.length; k++) {
+    const size = Math.abs(a[k]), e = Math.exp(-2 * size);
+    values[k] = size + Math.log1p(e);
+    slopes[k] = Math.sign(a[k]) * (1 - e) / (1 + e);
+  }
+  return {values, slopes};
+}
+
 const sigmoid = a => 1 / (1 + Math.exp(-a));
 
 /**
@@ -38,47 +50,173 @@ export function potential(stored) {
   const {K0, b0, K, b, w, A, linear, constant} = arrays(stored);
   const width = w.length, layers = b.length / width, h = 1 / Math.max(layers, 1);
   const inputs = linear.length, d = inputs - 1;
-  const matrix = i => K.subarray(i * width * width, (i + 1) * width * width);
+  const matrices = Array.from({length: layers}, (_, i) => K.subarray(i * width * width, (i + 1) * width * width));
+  const shifts = Array.from({length: layers}, (_, i) => b.subarray(i * width, (i + 1) * width));
+  const none = new Float64Array(A.length / inputs);
 
   return (t, x) => {
-    const s = Float64Array.of(...x, t), slopes = [];
-    let u = affine(K0, s, b0);
-    slopes.push(u.map(Math.tanh));
-    u = u.map(logCosh);
+    const s = new Float64Array(inputs);
+    s.set(x);
+    s[d] = t;
+    let {values: u, slopes: first} = logCosh(affine(K0, s, b0));
+    const slopes = [first];
     for (let i = 0; i < layers; i++) {
-      const a = affine(matrix(i), u, b.subarray(i * width, (i + 1) * width));
-      slopes.push(a.map(Math.tanh));
-      u = u.map((value, k) => value + h * logCosh(a[k]));
+      const {values, slopes: next} = logCosh(affine(matrices[i], u, shifts[i]));
+      slopes.push(next);
+      for (let k = 0; k < width; k++) values[k] = u[k] + h * values[k];
+      u = values;
     }
 
-    const z = Array(layers + 1), y = Array(layers + 1);
+    const z = Array(layers + 1);
+    let y;
     for (let i = layers; i >= 0; i--) {
-      z[i] = i == layers ? w : transposed(matrix(i), y[i + 1]).map((v, k) => z[i + 1][k] + h * v);
-      y[i] = z[i].map((value, k) => value * slopes[i][k]);
-    }
-    const As = affine(A, s, new Float64Array(A.length / inputs));
-    const inner = transposed(K0, y[0]), outer = transposed(A, As);
-    const gradient = inner.map((value, k) => value + outer[k] + linear[k]);
-
-    let laplacian = 0;
-    for (let j = 0; j < d; j++) {
-      for (let r = 0; r < As.length; r++) laplacian += A[r * inputs + j] ** 2;
-      let J = Float64Array.from(w, (_, k) => K0[k * inputs + j]);
-      for (let i = 0; i <= layers; i++) {
-        const KJ = i ? affine(matrix(i - 1), J, new Float64Array(width)) : J, scale = i ? h : 1;
-        const before = i ? J : new Float64Array(width);
-        for (let k = 0; k < width; k++)
-          laplacian += scale * (1 - slopes[i][k] ** 2) * z[i][k] * KJ[k] ** 2;
-        J = before.map((value, k) => value + scale * slopes[i][k] * KJ[k]);
+      z[i] = new Float64Array(w);
+      if (i < layers) {
+        const back = transposed(matrices[i], y);
+        for (let k = 0; k < width; k++) z[i][k] = z[i + 1][k] + h * back[k];
       }
+      y = new Float64Array(width);
+      for (let k = 0; k < width; k++) y[k] = z[i][k] * slopes[i][k];
     }
+    const As = affine(A, s, none), gradient = transposed(K0, y), outer = transposed(A, As);
+    for (let k = 0; k < inputs; k++) gradient[k] += outer[k] + linear[k];
+
+    const laplacian = () => {
+      let sum = 0;
+      for (let j = 0; j < d; j++) {
+        for (let r = 0; r < As.length; r++) sum += A[r * inputs + j] ** 2;
+        let J = Float64Array.from(w, (_, k) => K0[k * inputs + j]);
+        for (let i = 0; i <= layers; i++) {
+          const KJ = i ? affine(matrices[i - 1], J, new Float64Array(width)) : J, scale = i ? h : 1;
+          const before = i ? J : new Float64Array(width);
+          for (let k = 0; k < width; k++)
+            sum += scale * (1 - slopes[i][k] ** 2) * z[i][k] * KJ[k] ** 2;
+          J = before.map((value, k) => value + scale * slopes[i][k] * KJ[k]);
+        }
+      }
+      return sum;
+    };
 
     let value = constant[0];
     for (let k = 0; k < width; k++) value += w[k] * u[k];
     for (const entry of As) value += entry ** 2 / 2;
     for (let k = 0; k < inputs; k++) value += linear[k] * s[k];
-    return {value, dt: gradient[d], dx: gradient.subarray(0, d), laplacian};
+    return {value, dt: gradient[d], dx: gradient.subarray(0, d), get laplacian() { return laplacian(); }};
   };
+}
+
+/**
+ * A trained `ctdl_lib.networks.ResNet` of two classes: `path(y, layers)` has the features after each
+ * of so many Euler steps until the same time, with weights constant between the trained layers.
+ */
+export function resnet(stored, horizon) {
+  const {K_in, K, b, K_out, b_out} = arrays(stored), width = K_out.length, trained = b.length / width;
+  const none = new Float64Array(width);
+  const part = (of, i, size) => of.subarray(i * size, (i + 1) * size);
+  return {
+    trained,
+    path(y, layers) {
+      const h = horizon / layers, path = [affine(K_in, y, none)];
+      for (let k = 0; k < layers; k++) {
+        const i = Math.floor(k * trained / layers), u = path[k];
+        const a = affine(part(K, i, width * width), u, part(b, i, width));
+        path.push(u.map((value, j) => value + h * Math.tanh(a[j])));
+      }
+      return path;
+    },
+    probability: u => sigmoid(affine(K_out, u, b_out)[0]),
+    /** Where a line along a direction of the features leaves the one class for the other. */
+    cut: direction => -b_out[0] / K_out.reduce((sum, value, i) => sum + value * direction[i], 0),
+  };
+}
+
+const square = x => x.reduce((sum, value) => sum + value * value, 0);
+const minus = (x, y) => x.map((value, i) => value - y[i]);
+
+/** The exact value function of drift u, ½|u|² and ½m|x − target|², as `LinearQuadratic.value`. */
+export function quadratic({target, weight, sigma}) {
+  const noise = square(sigma.flat()) / 2;
+  return (t, x) => {
+    const P = 1 / (1 / weight + 1 - t), z = minus(x, target);
+    return {value: P * square(z) / 2 + noise * Math.log1p(weight * (1 - t)), dx: z.map(v => P * v)};
+  };
+}
+
+/** Φ = known + (1 − t)·correction, as `ctdl_lib.potentials.PinnedPotential`. */
+export function pinned(known, correction) {
+  return (t, x) => {
+    const K = known(t, x), N = correction(t, x), left = 1 - t;
+    return {value: K.value + left * N.value, dx: K.dx.map((v, i) => v + left * N.dx[i])};
+  };
+}
+
+/** The problem of a hill between start and target, `ctdl_lib.problems.control.Obstacle`. */
+export function obstacle({target, weight, height, variance}) {
+  const peak = height / (2 * Math.PI * variance);
+  return {
+    drift: (x, u) => u,
+    running: (x, u) => square(u) / 2 + peak * Math.exp(-square(x) / (2 * variance)),
+    terminal: x => weight * square(minus(x, target)) / 2,
+    control: (x, p) => p.map(value => -value),
+  };
+}
+
+/** height·φ(s(t), (x − center)/unit), as `ctdl_lib.potentials.ScaledPotential` with a `layer`. */
+export function scaled(phi, {height, center, unit, layer}) {
+  const span = Math.log((1 + layer) / layer);
+  return (t, x) => {
+    const s = Math.log((1 + layer) / (1 - t + layer)) / span;
+    const {value, dx} = phi(s, x.map((v, i) => (v - center[i]) / unit[i]));
+    return {value: height * value, dx: dx.map((v, i) => height / unit[i] * v)};
+  };
+}
+
+/** The quadcopter `ctdl_lib.problems.vehicles.Quadcopter` of mass 1. */
+export function quadcopter({gravity, weight, target}) {
+  const axis = x => {
+    const [s1, s2, s3] = x.subarray(3, 6).map(Math.sin), [c1, c2, c3] = x.subarray(3, 6).map(Math.cos);
+    return [s1 * s3 + c1 * s2 * c3, s1 * s2 * c3 - c1 * s3, c2 * c3];
+  };
+  return {
+    axis,
+    drift: (x, u) => {
+      const [e1, e2, e3] = axis(x), f = new Float64Array(12);
+      f.set(x.subarray(6));
+      f.set([u[0] * e1, u[0] * e2, u[0] * e3 - gravity, u[1], u[2], u[3]], 6);
+      return f;
+    },
+    running: (x, u) => 2 + square(u),
+    terminal: x => weight * square(minus(x, target)) / 2,
+    control: (x, p) => {
+      const thrust = axis(x).reduce((sum, e, i) => sum + e * p[6 + i], 0);
+      return [thrust, p[9], p[10], p[11]].map(value => -value / 2);
+    },
+  };
+}
+
+/** The plan's controls, and the linear feedback uₖ − Kₖ(x − xₖ) along it: policies of `rollout`. */
+export function along(stored) {
+  const {x: states, u: controls, K} = arrays(stored);
+  const planned = (t, x, k) => controls.subarray(4 * k, 4 * k + 4);
+  const linear = (t, x, k) => minus(planned(t, x, k),
+    affine(K.subarray(48 * k, 48 * k + 48), minus(x, states.subarray(12 * k, 12 * k + 12)), new Float64Array(4)));
+  return {planned, linear};
+}
+
+/**
+ * The path from t = 0 to 1 of dx = f dt + σ dW under a policy u(t, x, k), step by step by Euler and
+ * Maruyama as in `ctdl_lib.control.rollout`: {path, controls, cost}. `kicks` has σΔW of each step.
+ */
+export function rollout({drift, running, terminal}, policy, x, kicks) {
+  const path = [Float64Array.from(x)], controls = [], h = 1 / kicks.length;
+  let cost = 0;
+  kicks.forEach((kick, k) => {
+    const at = path.at(-1), u = policy(k * h, at, k), f = drift(at, u);
+    controls.push(u);
+    cost += h * running(at, u);
+    path.push(at.map((value, i) => value + h * f[i] + kick[i]));
+  });
+  return {path, controls, cost: cost + terminal(path.at(-1))};
 }
 
 /** The velocity of `ctdl_lib.networks.ConcatSquash` with tanh, a function of t and x. */

@@ -1,6 +1,6 @@
 // An adaptive solver on van der Pol's equation: which steps it takes, and which it takes back.
 import {dormandPrince, rk4} from "./pieces.js";
-import {Stage, arrow, parts} from "./stage.js";
+import {Stage, drag, parts} from "./stage.js";
 
 const TIME = 20, REACH = 2.6, START = [0.5, 0.3];
 
@@ -41,11 +41,7 @@ export function start(figure) {
   }
 
   const place = point => { from = point; solve(); };
-  canvas.addEventListener("pointerdown", event => place(stage.under(event)));
-  canvas.addEventListener("keydown", event => {
-    const moved = arrow(event, from, 0.1, REACH);
-    if (moved) place(moved);
-  });
+  drag(stage, 0.1, () => from, place);
   for (const input of [tolerance, stiffness]) input.addEventListener("input", solve);
   solve();
 }

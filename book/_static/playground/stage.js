@@ -66,6 +66,23 @@ export class Stage {
     pen.globalAlpha = 1;
   }
 
+  /** A text, such as a star, with its middle at a point. */
+  sign(text, point, size, color) {
+    const pen = this.pen;
+    Object.assign(pen, {fillStyle: color, font: `${size * this.dot}px sans-serif`});
+    Object.assign(pen, {textAlign: "center", textBaseline: "middle"});
+    pen.fillText(text, ...this.at(point));
+  }
+
+  /** Colour the square by n² pixels; `color(i, j)` has red, green, blue and opacity, up to 255. */
+  ground(n, color) {
+    const sheet = Object.assign(document.createElement("canvas"), {width: n, height: n});
+    const pen = sheet.getContext("2d"), image = pen.createImageData(n, n);
+    for (let k = 0; k < n * n; k++) image.data.set(color(k % n, Math.floor(k / n)), 4 * k);
+    pen.putImageData(image, 0, 0);
+    this.pen.drawImage(sheet, 0, 0, this.canvas.width, this.canvas.height);
+  }
+
   ring(radius, color) {
     const pen = this.pen;
     Object.assign(pen, {strokeStyle: color, lineWidth: this.dot});
@@ -111,6 +128,24 @@ export function arrow(event, point, step, reach) {
   event.preventDefault();
   return point.map((value, i) =>
     Math.max(-reach, Math.min(reach, value + step * moves[event.key][i])));
+}
+
+/** Let a reader move a point by mouse, finger or arrow keys: `from()` is where it is. */
+export function drag(stage, step, from, place) {
+  const {canvas, reach} = stage, inside = value => Math.max(-reach, Math.min(reach, value));
+  const follow = event => place(stage.under(event).map(inside));
+  canvas.style.touchAction = "pinch-zoom";
+  canvas.addEventListener("pointerdown", event => {
+    canvas.setPointerCapture(event.pointerId);
+    follow(event);
+  });
+  canvas.addEventListener("pointermove", event => {
+    if (canvas.hasPointerCapture(event.pointerId)) follow(event);
+  });
+  canvas.addEventListener("keydown", event => {
+    const moved = arrow(event, from(), step, reach);
+    if (moved) place(moved);
+  });
 }
 
 /**

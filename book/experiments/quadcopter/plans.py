@@ -13,6 +13,7 @@ from ctdl_lib.potentials.potential import Time
 from ctdl_lib.problems import symbolic
 from ctdl_lib.problems.vehicles import Quadcopter
 from ctdl_lib.references.transcription import Plan, open_loop, refined, straight
+from machinery.store import Store
 
 STEPS = (50, 100, 200)
 QUAD = Quadcopter(diffusion=0.2)
@@ -116,3 +117,15 @@ def expanded(plans: Sequence[Plan]) -> Expansion:
 def along(steps: int) -> Expansion:
     """The expansion along the best plan."""
     return expanded([best(steps)])
+
+
+def kept(store: Store, steps: int = 100) -> dict[str, list]:
+    """The states x, controls u and gains K along the best plan, as stored: six digits of each."""
+    steps = STEPS[0] if store.run == "smoke" else steps
+
+    def compute() -> dict[str, list]:
+        found = along(steps)
+        parts = {"x": found.x[:, 0], "u": found.u[:, 0], "K": found.K[:, 0]}
+        return {name: [float(f"{v:.6g}") for v in x.flatten()] for name, x in parts.items()}
+
+    return store.measure(f"along-{steps}", {"steps": steps}, compute).numbers

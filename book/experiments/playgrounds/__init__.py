@@ -4,16 +4,15 @@ Their scripts lie in `_static/playground`. Without scripts, or where the pages a
 a reader sees the still picture.
 """
 
-import base64
 import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor
@@ -24,10 +23,12 @@ from ctdl_lib.problems.densities import eight_gaussians
 from machinery import plotting
 from machinery.store import Store
 
-from .ot_flow import race
-from .ot_flow.evidence import CHAPTER
+from ..ot_flow import race
+from ..ot_flow.evidence import CHAPTER
+from . import hill, layers, wind
+from .drawing import REACH, squares
+from .weights import weights
 
-REACH = 4.6  # the half side of the square that shows flows and data
 FLOWS = ("OT-Flow", "FFJORD")  # of nearly equal likelihood
 DATA = eight_gaussians()
 
@@ -63,17 +64,26 @@ def plane(name: str, label: str, *, touched: bool = False) -> str:
 
 SHARE = slider("time", "Share of the way", 0, 100, 100, "1.00")
 
+# How many layers, with the same weights as functions of time.
+LAYERS = {
+    "1": "as trained",
+    "0.25": "a quarter",
+    "0.5": "half as many",
+    "2": "twice as many",
+    "4": "four times as many",
+}
+
 
 @dataclass(frozen=True)
 class Playground:
-    """A playground: its controls, its planes, its texts, the flows it needs, its still picture."""
+    """A playground: its controls, its planes, its texts, its still picture, what it has to know."""
 
     controls: tuple[str, ...]
     planes: tuple[str, ...]
     alt: str
     caption: str
     draw: Callable[[], None]
-    flows: tuple[str, ...] = ()
+    known: Callable[[], dict[str, Any]] = dict
 
 
 def html(name: str, static: str) -> str:
@@ -99,34 +109,30 @@ def flow_of(name: str) -> Flow:
     return race.compete(Store(CHAPTER, "saved"), name, race.SEEDS[0])[0]
 
 
-def encoded(x: Tensor) -> str:
-    """The entries of a tensor as float32, in base64."""
-    return base64.b64encode(x.detach().float().contiguous().numpy().tobytes()).decode()
-
-
-def known(flows: tuple[str, ...]) -> dict[str, Any]:
-    """What a playground needs: flows, the size of its plane, the data and their density."""
-    nets = {name: flow_of(name).velocity for name in flows}
+def flows(*names: str) -> dict[str, Any]:
+    """What flows need: their weights, the size of their plane, and data."""
+    nets = {name: flow_of(name).velocity for name in names}
     return {
         "flows": {
-            name: {
-                "kind": type(net).__name__,
-                "weights": {key: encoded(value) for key, value in net.state_dict().items()},
-            }
+            name: {"kind": type(net).__name__, "weights": weights(net)}
             for name, net in nets.items()
         },
         "reach": REACH,
-        "data": [[round(float(v), 3) for v in row] for row in sample(400)] if flows else [],
-        "means": DATA.means.tolist(),
-        "variance": float(DATA.std[0, 0]) ** 2,
+        "data": [[round(float(v), 3) for v in row] for row in sample(400)],
     }
+
+
+def mixture() -> dict[str, Any]:
+    """What the exact score needs: the means and the variance of the data."""
+    spread = float(DATA.std[0, 0]) ** 2
+    return {"reach": REACH, "means": DATA.means.tolist(), "variance": spread}
 
 
 def export(folder: Path) -> None:
     """Write what each playground needs to know, and its still picture."""
     plotting.use_style()
     for name, ground in PLAYGROUNDS.items():
-        (folder / f"{name}.json").write_text(json.dumps(known(ground.flows)), "utf-8")
+        (folder / f"{name}.json").write_text(json.dumps(ground.known()), "utf-8")
         ground.draw()
         plt.savefig(folder / f"{name}.webp", dpi=100)
         plt.close()
@@ -138,18 +144,6 @@ def export(folder: Path) -> None:
 def sample(n: int) -> Tensor:
     """Points of the data, the same at each call."""
     return DATA.sample(n, torch.Generator().manual_seed(0))
-
-
-def framed(ax: Axes, reach: float = REACH) -> Axes:
-    """Axes that show a square of the plane."""
-    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
-    return ax
-
-
-def squares(n: int, reach: float = REACH) -> list[Axes]:
-    """Axes of n squares of the plane side by side."""
-    _, axes = plt.subplots(1, n, figsize=(min(4.8 * n, 8.6), 4.8 if n == 1 else 8.6 / n))
-    return [framed(ax, reach) for ax in np.atleast_1d(axes)]
 
 
 def draw_flow(ax: Axes, name: str, x: Tensor, starts: str, ends: str) -> None:
@@ -212,7 +206,7 @@ PLAYGROUNDS = {
         "A learned potential Φ moves points along ẋ = −∇Φ(t, x), from the normal law at t = 1 to"
         " the data at t = 0. Circles: one and two standard deviations.",
         draw_hero,
-        ("OT-Flow",),
+        partial(flows, "OT-Flow"),
     ),
     "stable": Playground(
         (
@@ -276,7 +270,7 @@ PLAYGROUNDS = {
         " starts, and where it is. Grey: the data, or one to three standard deviations of the"
         " normal law.",
         draw_flows,
-        tuple(FLOWS),
+        partial(flows, *FLOWS),
     ),
     "score": Playground(
         (
@@ -294,5 +288,68 @@ PLAYGROUNDS = {
         "Left: the reverse SDE. Right: the probability flow. Both start from the same noise. Grey:"
         " three standard deviations around each Gaussian.",
         draw_score,
+        mixture,
+    ),
+    "hill": Playground(
+        (
+            slider("noise", "Noise", 0, 2, 1, "1.0", 0.1),
+            slider("time", "Time", 0, 100, 40, "0.40"),
+            button("play", "Play"),
+            button("renew", "Other noise"),
+        ),
+        (
+            plane(
+                "canvas",
+                "A hill between a start and a star, with paths. Drag the start, click, or use the"
+                " arrow keys.",
+                touched=True,
+            ),
+        ),
+        "Paths bend around a hill. Those of the feedback meet in a star, the others end around it.",
+        "Orange: paths of the learned feedback. Black: its path without noise. Blue: the controls"
+        " of that path, in the noise of the orange ones. Shades: the value function Φ(t, ·),"
+        " stronger where it is higher. Circles: the hill. Noise 1 is that of the training.",
+        hill.draw,
+        hill.known,
+    ),
+    "layers": Playground(
+        (
+            choice("model", "Data", {name: name for name in layers.NAMES}),
+            choice("share", "Layers", LAYERS),
+            slider("time", "Layer", 0, 100, 100, ""),
+            button("play", "Play"),
+        ),
+        (
+            plane(
+                "before",
+                "Points of two classes in the plane. Drag the black point, click, or use the arrow"
+                " keys.",
+                touched=True,
+            ),
+            plane("after", "The same points after some layers, and the cut between the classes."),
+        ),
+        "On the left an ellipse inside of a ring. On the right the layers have parted them.",
+        "Left: data, and what the network says of each point of the plane. Right: the features"
+        " after some layers, with the line that parts the classes and the path of the large point.",
+        layers.draw,
+        layers.known,
+    ),
+    "wind": Playground(
+        (
+            slider("wind", "Wind", 0, 0.6, 0.2, "0.20", 0.05),
+            SHARE,
+            button("play", "Play"),
+            button("renew", "Other wind"),
+        ),
+        (
+            plane("side", "Flights of three controllers to a star, from the side."),
+            plane("top", "The same flights from above."),
+        ),
+        "From the side and from above, flights of the open loop end scattered around a star. Those"
+        " of the linear feedback and of the network end close to it.",
+        "Left: from the side. Right: from above. Orange: the network. Blue: linear feedback. Black,"
+        " or white on dark pages: open loop. Bars: an arm of the copter, across its thrust.",
+        wind.draw,
+        wind.known,
     ),
 }
