@@ -24,7 +24,7 @@ TEMPLATE = BOOK / "machinery" / "slides.html"
 LINES = 10  # that fit on a slide
 WIDTH = 80  # letters of a line
 SHOWN = 180  # letters of a paragraph, if its first sentence is not longer
-FIGURE = 6.5  # lines
+FIGURE, FILM = 6.5, 7.5  # lines
 SENTENCE = re.compile(r"[.!?](?=\s+[A-Z(*]|\s*$)")
 
 
@@ -61,9 +61,9 @@ def blocks(section: Tag) -> Iterator[Tag]:
 
 
 def cell_blocks(cell: Tag) -> Iterator[Tag]:
-    """The outputs of a cell, and before them its code where the code checks itself."""
+    """The outputs of a cell, and before them its code where it is compared with the library."""
     code = cell.select_one(".cell_input")
-    if code is not None and not cell.select_one("details.hide") and "assert " in code.text:
+    if code is not None and not cell.select_one("details.hide") and "close(" in code.text:
         yield code
     for output in cell.select(".cell_output > *"):
         if output.name == "div" and (figure := output.find("figure")):
@@ -100,6 +100,10 @@ def size(tag: Tag) -> float:
         return 1.2 + letters(tag.text) // WIDTH
     if tag.name == "figure":
         return FIGURE
+    if tag.find("img"):
+        return FILM
+    if tag.find("pre"):
+        return 1.0 + 0.5 * tag.text.count("\n")
     if rows := tag.find_all("tr"):
         return 1.0 + 0.9 * len(rows)
     if "math" in (tag.get("class") or ()):
