@@ -11,7 +11,7 @@ export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 export MALLOC_TOP_PAD_ ?= 67108864
 
-.PHONY: book test serve accelerator gpu-check lint format execute train bench bad-input lab clean chromium
+.PHONY: book test serve accelerator gpu-check lint format execute train bench bad-input lab stubs slides pdf clean chromium
 
 book: .venv/installed
 	$(BIN)/python -m machinery.chapters execute
@@ -56,6 +56,17 @@ bad-input: .venv/installed
 
 lab: .venv/installed
 	$(BIN)/jupyter lab book
+
+# For a class: the lectures without the lines of their formulas, and with cells that check them.
+stubs: .venv/installed
+	$(BIN)/python -m machinery.stubs $(CHAPTER)
+
+# Slides of the built pages, and the lectures as one PDF: run `make book` first.
+slides: .venv/installed
+	$(BIN)/python -m machinery.slides $(CHAPTER)
+
+pdf: .venv/installed
+	$(BIN)/python -m machinery.printing
 
 # The tests look at the pages in the system's Chromium. Only root of a Debian may install it unasked;
 # elsewhere those tests are skipped and say how to get it.

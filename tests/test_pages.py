@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urljoin, urlsplit
@@ -33,14 +34,14 @@ from ctdl_lib.problems.densities import TOYS, Mixture
 from experiments import playgrounds
 from experiments.playgrounds import hill, layers, wind
 from experiments.playgrounds.weights import as_received
-from machinery import chapters
+from machinery import chapters, printing, slides
 
 REPOSITORY = "https://github.com/example/ctdl"
 SITE = "https://example.github.io/ctdl"
 COLAB = "https://colab.research.google.com/github/example/ctdl/blob/main/"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--no-sandbox", *printing.FLAGS, "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 TOC = yaml.safe_load((chapters.ROOT / "_toc.yml").read_text())
@@ -107,9 +108,11 @@ def page(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iter
 
 
 @contextlib.contextmanager
-def opened(browser: Browser, address: str, scheme: Literal["light", "dark"]) -> Iterator[Page]:
+def opened(
+    browser: Browser, address: str, scheme: Literal["light", "dark"], **how: Any
+) -> Iterator[Page]:
     """An empty tab. At its end: nothing was asked of the network, no error on the console."""
-    context = browser.new_context(color_scheme=scheme, base_url=address)
+    context = browser.new_context(color_scheme=scheme, base_url=address, **how)
     tab, errors, requests = context.new_page(), [], []
     tab.on("console", lambda m: errors.append((m.text, m.location)) if m.type == "error" else None)
     tab.on("pageerror", lambda error: errors.append(str(error)))
@@ -830,3 +833,76 @@ def test_links_to_the_repository_go_to_the_given_one(site, name):
     hosts = [link for link in links(site, name) if "github.com" in link]
     assert hosts
     assert [link for link in hosts if not link.startswith((REPOSITORY, COLAB))] == []
+
+
+# --- slides and print ---------------------------------------------------------------------------
+
+
+def test_slides_are_one_file_without_network_that_moves_by_keys(site, browser, tmp_path):
+    path = tmp_path / "slides.html"
+    path.write_text(slides.deck(site, "book/07_ot_flow"), "utf-8")
+    viewport: Any = {"width": 1280, "height": 720}
+    with opened(browser, path.as_uri(), "light", offline=True, viewport=viewport) as tab:
+        tab.goto(path.as_uri())
+        tab.evaluate("() => MathJax.startup.promise")
+        count = tab.locator("main section").count()
+        assert 10 <= count <= 25
+        assert untyped_formulas(tab) == []
+        assert tab.evaluate(LOADED)
+        (lecture,) = chapters.find_chapters(["07"])
+        names = [
+            cell.metadata.mystnb.figure.name
+            for cell in chapters.code_cells(chapters.read_notebook(lecture))
+            if "figure" in cell.metadata.get("mystnb", {})
+        ]
+        figures = tab.locator("main figure[id]")
+        assert figures.evaluate_all("all => all.map(figure => figure.id)") == names
+        heights = figures.locator("img").evaluate_all("all => all.map(i => i.clientHeight)")
+        assert min(heights) > 150
+        assert "Exercise" not in tab.content()
+        cut = "() => [...document.querySelectorAll('section > div')].filter(tooLarge).length"
+        assert tab.evaluate(cut) == 0
+        # by keys, by an address and by a button
+        place, shown = tab.locator("#place"), tab.locator("main section.shown")
+        for key, number in (("ArrowRight", 2), ("ArrowLeft", 1), ("ArrowLeft", 1), ("End", count)):
+            tab.keyboard.press(key)
+            assert place.inner_text() == f"{number} / {count}"
+            assert shown.count() == 1
+        tab.evaluate("name => { location.hash = name }", names[1])
+        tab.wait_for_function("() => document.querySelector('.shown figure#fig-otf-exact')")
+        tab.get_by_label("next slide").click()
+        assert not shown.locator("aside").is_visible()
+        tab.keyboard.press("s")
+        assert shown.locator("aside").is_visible()
+
+
+def test_print_has_all_of_a_chapter_on_pages_that_its_contents_name(site, browser, tmp_path):
+    page, pdf = tmp_path / "book.html", tmp_path / "book.pdf"
+    parts = [("Part", ["book/07_ot_flow"]), ("Appendix", ["book/references"])]
+    page.write_text(printing.book(site, parts), "utf-8")
+    with ThreadPoolExecutor(1) as pool:  # playwright runs once in a thread
+        pool.submit(printing.print_page, page, pdf).result()
+    printed = pdf.read_bytes()
+    count, places = len(printing.PAGE.findall(printed)), printing.page_numbers(printed)
+    assert 10 <= count <= 30
+    targets = {name.decode() for name in re.findall(rb"/Dest /(\S+?)[\s>]", printed)}
+    assert {"07_ot_flow--exercises", "07_ot_flow--equation-eq-otf-hjb"} <= targets
+    assert {"references--onken2021otflow"} <= targets <= set(places)
+    order = [places[f"07_ot_flow--{name}"] for name in ("ot-flow", "train-it", "exercises")]
+    assert 2 < order[0] < order[1] < order[2] < places["references--references"] <= count
+    # what is printed: nothing wider than a page, and no formula that MathJax cannot read
+    viewport: Any = {"width": 643, "height": 900}  # of A4 between its margins
+    with opened(browser, "file:///", "light", viewport=viewport) as tab:
+        tab.emulate_media(media="print")
+        tab.goto(page.as_uri())
+        tab.evaluate("() => MathJax.startup.promise")
+        assert untyped_formulas(tab) == []
+        assert tab.evaluate(LOADED)
+        wide = "pre, table, img, mjx-container[display=true]"
+        assert tab.locator(wide).evaluate_all(WIDER) == []
+        assert tab.locator("figure img").count() >= 5
+        assert tab.locator("details, button, .headerlink").count() == 0
+
+
+WIDER = """all => all.filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth ||
+    e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 200))"""
