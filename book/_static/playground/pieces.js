@@ -24,8 +24,10 @@ function affine(A, x, b) {
 /** Aᵀ y for A with y.length rows. */
 function transposed(A, y) {
   const n = A.length / y.length, found = new Float64Array(n);
-  for (let i = 0, k = 0; i < y.length; i++)
-    for (let j = 0; j < n; j++) found[j] += A[k++] * y[i];
+  for (let i = 0, k = 0; i < y.length; i++) {
+    const factor = y[i];
+    for (let j = 0; j < n; j++) found[j] += A[k++] * factor;
+  }
   return found;
 }
 
