@@ -11,7 +11,7 @@ export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 export MALLOC_TOP_PAD_ ?= 67108864
 
-.PHONY: book test serve accelerator gpu-check lint format execute train bench bad-input lab stubs slides pdf clean chromium
+.PHONY: book test serve accelerator gpu-check lint format execute train new bench bad-input lab stubs slides pdf clean chromium
 
 book: .venv/installed
 	$(BIN)/python -m machinery.chapters execute
@@ -46,6 +46,10 @@ execute: .venv/installed
 
 train: .venv/installed
 	$(BIN)/python -m machinery.chapters train $(CHAPTER) --device $(DEVICE)
+
+# The lecture, the evidence, the experiments and the tests of a new chapter: make new CHAPTER=17 NAME=travelling_waves
+new: .venv/installed
+	@$(BIN)/python -m machinery.new_chapter "$(CHAPTER)" "$(NAME)"
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks

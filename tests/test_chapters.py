@@ -152,7 +152,7 @@ def test_a_failing_cell_keeps_the_pair_and_shows_its_traceback(tiny, monkeypatch
     chapters.execute(tiny)
     tiny.text.write_text(TEXT.replace("print(run", "print(undefined_name"))
     before = fingerprint(tiny.book)
-    monkeypatch.setattr(chapters, "find_chapters", lambda names: [tiny])
+    monkeypatch.setattr(chapters, "find_pages", lambda names: [tiny])
     assert chapters.main(["execute"]) == 1
     message = capsys.readouterr().err
     assert "print(undefined_name, sys.executable)" in message
@@ -161,7 +161,7 @@ def test_a_failing_cell_keeps_the_pair_and_shows_its_traceback(tiny, monkeypatch
 
 
 def test_execute_skips_what_is_up_to_date(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(chapters, "find_chapters", lambda names: [tiny])
+    monkeypatch.setattr(chapters, "find_pages", lambda names: [tiny])
     assert chapters.main(["execute"]) == 0
     assert "done in" in capsys.readouterr().out
     assert chapters.main(["execute"]) == 0
@@ -169,7 +169,7 @@ def test_execute_skips_what_is_up_to_date(tiny, monkeypatch, capsys):
 
 
 def test_an_edited_notebook_is_never_overwritten(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(chapters, "find_chapters", lambda names: [tiny])
+    monkeypatch.setattr(chapters, "find_pages", lambda names: [tiny])
     chapters.execute(tiny)
     notebook = nbformat.read(tiny.notebook, 4)
     notebook.cells.append(nbformat.v4.new_markdown_cell("MY NOTES"))

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from machinery import chapters
 
-PAGES = chapters.with_evidence(chapters.all_chapters())
+PAGES = chapters.find_pages([])
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 RAW = re.compile(r"```\{|:::|\{[a-z:]+\}`|^:[a-z]+:|^\([a-z-]+\)=", re.MULTILINE)
 

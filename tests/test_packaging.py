@@ -1,5 +1,6 @@
 """The wheel holds the library alone, needs little, and says its version once."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -8,11 +9,13 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 
 import ctdl_lib
 from ctdl_lib.extras import needed
+from machinery import chapters
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -51,6 +54,22 @@ assert flow.log_prob(x).isfinite().all()
 """
 
 
+# Python runs a file of this name when it starts, and so do the processes that it starts.
+HIDES = """
+import sys
+
+class Hidden:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] in {missing!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Hidden)
+"""
+# What a guide asks its reader to install beside the library, and what runs notebooks.
+BESIDE = {"matplotlib", "tqdm", "papermill", "ipykernel"}
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of the library, built from a copy of what it needs."""
@@ -76,17 +95,44 @@ def test_the_wheel_holds_the_library_alone_and_says_that_it_is_typed(wheel):
     assert {name.split("/")[0].split("-")[0] for name in names} == {"ctdl_lib"}
 
 
-def test_the_library_works_with_its_own_requirements_alone(wheel, tmp_path):
-    zipfile.ZipFile(wheel).extractall(tmp_path)
+def extras() -> set[str]:
+    """The packages that the library does not require, by the names under which one imports them."""
     others = [name for extra in ("control", "data", "book") for name in EXTRAS[extra]]
     missing = {re.split(r"[<>=\[]", name)[0].replace("-", "_") for name in others} - {"ctdl_lib"}
-    missing |= {"sklearn", "skfem", "machinery", "experiments"}
-    code = ALONE.format(missing=missing, place=str(tmp_path))
+    return missing | {"sklearn", "skfem", "machinery", "experiments"}
+
+
+def test_the_library_works_with_its_own_requirements_alone(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    code = ALONE.format(missing=extras(), place=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     says = "casadi is needed here: pip install casadi, or 'ctdl_lib[control]'"
     wanting = ("ctdl_lib.problems.symbolic", "ctdl_lib.references.transcription")
     assert done.stdout.splitlines() == [f"{name}: {says}" for name in wanting]
+
+
+@pytest.mark.parametrize("guide", chapters.guides(), ids=lambda guide: guide.name)
+def test_a_guide_runs_in_an_empty_folder_with_the_library_alone(guide, wheel, tmp_path):
+    """Its own assertions judge its numbers."""
+    (library := tmp_path / "library").mkdir()
+    (empty := tmp_path / "empty").mkdir()
+    zipfile.ZipFile(wheel).extractall(library)
+    (library / "sitecustomize.py").write_text(HIDES.format(missing=extras() - BESIDE))
+    notebook = chapters.read_text(guide)
+    where = f"import ctdl_lib\nassert ctdl_lib.__file__.startswith({str(library)!r})\n"
+    notebook.cells[1].source = where + notebook.cells[1].source
+    nbformat.write(notebook, tmp_path / "guide.ipynb")
+    command = [sys.executable, "-m", "papermill", tmp_path / "guide.ipynb", tmp_path / "out.ipynb"]
+    done = subprocess.run(
+        [*command, "--kernel", "python3"],
+        cwd=empty,
+        env=os.environ | {"PYTHONPATH": str(library)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert list(empty.iterdir()) == []
 
 
 def test_a_missing_extra_is_named_and_a_missing_part_of_it_is_not_hidden(tmp_path, monkeypatch):

@@ -48,7 +48,7 @@ TOC = yaml.safe_load((chapters.ROOT / "_toc.yml").read_text())
 CHAPTERS = [chapter for part in TOC["parts"] for chapter in part["chapters"]]
 NESTED = [section for chapter in CHAPTERS for section in chapter.get("sections", [])]
 PAGES = [TOC["root"], *(page["file"] for page in [*CHAPTERS, *NESTED])]
-NOTEBOOKS = [f"book/{chapter.name}" for chapter in chapters.all_chapters()]
+NOTEBOOKS = [f"book/{chapter.name}" for chapter in [*chapters.all_chapters(), *chapters.guides()]]
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -156,7 +156,10 @@ def test_page_shows_its_formulas_and_pictures_to_everyone(browser, address, name
         assert serious_violations(page, contrast_alone=True) == []  # all else is the same as before
 
 
-@pytest.mark.parametrize("name", ["intro", "api", "playground", "scoreboard", "14_quadcopter"])
+NARROW = ["intro", "api", "playground", "scoreboard", "14_quadcopter", "use_control"]
+
+
+@pytest.mark.parametrize("name", NARROW)
 def test_a_phone_scrolls_no_page_sideways(browser, address, name):
     context = browser.new_context(viewport={"width": 390, "height": 844}, base_url=address)
     tab = context.new_page()

@@ -14,7 +14,8 @@ from machinery import chapters, claims
 from machinery.chapters import Chapter
 
 CHAPTERS = chapters.all_chapters()
-PAGES = chapters.with_evidence(CHAPTERS)
+NUMBERED = chapters.with_evidence(CHAPTERS)
+PAGES = [*NUMBERED, *chapters.guides()]
 MAX_LINES = 400
 MAX_COLUMNS = 84  # what a page shows without scrolling
 
@@ -70,7 +71,7 @@ def test_no_cell_ends_with_a_semicolon(chapter):
     assert [cell.source for cell in cells if cell.source.rstrip().endswith(";")] == []
 
 
-@each_page
+@pytest.mark.parametrize("chapter", NUMBERED, ids=lambda c: c.name)
 def test_first_code_cell_holds_the_parameters(chapter):
     cells = chapters.code_cells(chapters.read_text(chapter))
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
@@ -137,7 +138,7 @@ def test_claim_ids_are_unique():
 
 
 def test_no_results_without_a_chapter():
-    names = {chapter.name for chapter in CHAPTERS}
+    names = {chapter.name for chapter in [*CHAPTERS, *chapters.guides()]}
     results = chapters.BOOK / "results"
     files = [*results.glob("claims/*.json"), *results.glob("executions/*.json")]
     assert {path.stem.removesuffix(".evidence") for path in files} <= names
@@ -213,6 +214,22 @@ def test_chapters_are_found_by_name_and_number():
     assert chapters.find_chapters([]) == chapters.find_chapters(["all"]) == CHAPTERS
     with pytest.raises(ValueError, match=f"no chapter 99; there are {first.name}"):
         chapters.find_chapters(["99"])
+
+
+def test_commands_find_guides_by_name_and_with_all_pages():
+    guide = chapters.guides()[0]
+    assert guide.key == guide.name
+    assert chapters.find_pages([guide.name]) == [guide]
+    assert chapters.find_pages(["1", guide.name]) == [*NUMBERED[:2], guide]
+    assert chapters.find_pages([]) == chapters.find_pages(["all"]) == PAGES
+
+
+def test_progress_bars_are_not_kept():
+    """Their times would change the notebook with each execution."""
+    for guide in chapters.guides():
+        cells = chapters.code_cells(chapters.read_notebook(guide))
+        kinds = {output.get("name") for cell in cells for output in cell.outputs}
+        assert "stderr" not in kinds
 
 
 @pytest.mark.parametrize(

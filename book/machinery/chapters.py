@@ -1,9 +1,10 @@
 """Execute, check, train and compare the chapters of the book.
 
-A chapter has a lecture, NN_name, and may have a page of evidence, evidence/NN_name. Each page is a
-pair: the text .myst.md, which people write, and the notebook .ipynb, the same cells with their
-outputs. Whether the two agree is decided by their content, never by the times of the files, which
-mean nothing after a clone.
+A chapter has a lecture, NN_name, and may have a page of evidence, evidence/NN_name. Pages called
+use_name are guides: they show the library on a problem of one's own. Each page is a pair: the text
+.myst.md, which people write, and the notebook .ipynb, the same cells with their outputs. Whether
+the two agree is decided by their content, never by the times of the files, which mean nothing after
+a clone.
 """
 
 import argparse
@@ -49,7 +50,7 @@ KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3
 
 @dataclass(frozen=True)
 class Chapter:
-    """The files of a lecture "NN_name", or of a page of evidence "evidence/NN_name"."""
+    """The files of a lecture "NN_name", a page "evidence/NN_name" or a guide "use_name"."""
 
     name: str
     book: Path = BOOK
@@ -68,6 +69,11 @@ class Chapter:
     def stem(self) -> str:
         """The chapter's name without the folder of the page."""
         return self.name.rsplit("/", 1)[-1]
+
+    @property
+    def key(self) -> str:
+        """What commands know the page by: the number of its chapter, or its name."""
+        return self.stem[:2] if self.stem[:2].isdigit() else self.stem
 
     @property
     def is_evidence(self) -> bool:
@@ -134,6 +140,22 @@ def all_chapters(book: Path = BOOK) -> list[Chapter]:
 def with_evidence(chapters: list[Chapter]) -> list[Chapter]:
     """The pages of these chapters: each lecture, followed by its evidence if it has one."""
     return [page for c in chapters for page in (c, c.evidence) if page is not None]
+
+
+def guides(book: Path = BOOK) -> list[Chapter]:
+    """The pages that use the library alone, without a number, stored results and parameters."""
+    found = sorted(book.glob("use_*.myst.md"))
+    return [Chapter(path.name.removesuffix(".myst.md"), book) for path in found]
+
+
+def find_pages(names: list[str], book: Path = BOOK) -> list[Chapter]:
+    """The guides and the pages of the chapters with these names; all for none or "all"."""
+    known = {guide.name: guide for guide in guides(book)}
+    numbered = [name for name in names if name not in known]
+    everything = names in ([], ["all"])
+    chapters = find_chapters(numbered, book) if numbered or everything else []
+    wanted = known.values() if everything else (known[name] for name in names if name in known)
+    return [*with_evidence(chapters), *wanted]
 
 
 def find_chapters(names: list[str], book: Path = BOOK) -> list[Chapter]:
@@ -209,7 +231,7 @@ def check(chapter: Chapter) -> list[str]:
     """Everything that keeps a chapter from being published, one sentence each."""
     problems = list(pair_problems(chapter))
     if problems:
-        problems[-1] += f"; run: python -m machinery.chapters execute {chapter.stem[:2]}"
+        problems[-1] += f"; run: python -m machinery.chapters execute {chapter.key}"
     if chapter.notebook.exists():
         if (size := chapter.notebook.stat().st_size) > MAX_BYTES:
             problems.append(f"its notebook has {size:,} bytes, at most {MAX_BYTES:,} are wanted")
@@ -307,6 +329,8 @@ def without_noise(notebook: NotebookNode) -> NotebookNode:
     for cell in notebook.cells:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
+        if "remove-stderr" in cell.metadata.get("tags", []):  # progress bars, with their times
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         if not cell.metadata.get("tags"):
             cell.metadata.pop("tags", None)
     return notebook
@@ -410,7 +434,7 @@ def committed_claims(chapter: Chapter, revision: str) -> list[dict[str, Any]]:
 def execute_command(arguments: argparse.Namespace) -> int:
     """Execute the chapters whose notebook is out of date, or all that are named."""
     # Evidence first: it writes the verdicts that its lecture shows.
-    for chapter in reversed(with_evidence(find_chapters(arguments.names)[::-1])):
+    for chapter in sorted(find_pages(arguments.names), key=lambda c: (c.stem, not c.is_evidence)):
         reasons = list(pair_problems(chapter))
         if not reasons and not arguments.all:
             print(f"{chapter.name}: up to date")
@@ -426,8 +450,7 @@ def execute_command(arguments: argparse.Namespace) -> int:
 
 def check_command(arguments: argparse.Namespace) -> int:
     """Fail if a pair disagrees, was not executed in order or is too large."""
-    pages = with_evidence(find_chapters(arguments.names))
-    problems = [problem for page in pages for problem in check(page)]
+    problems = [problem for page in find_pages(arguments.names) for problem in check(page)]
     print("\n".join(problems) or "all pairs agree")
     return bool(problems)
 
