@@ -16,8 +16,9 @@ STEM = "17_travelling_waves"
 LACKS = [
     f"_toc.yml has no line with - file: book/{STEM}",
     f"_toc.yml has no line with - file: book/evidence/{STEM}",
-    f"book/intro.md has no line with {{doc}}`{STEM}`",
+    f"book/intro.md has no line with {STEM}: ",
     f"README.md has no line with (book/{STEM}.ipynb)",
+    f"book/machinery/stubs.toml has no line with [[{STEM}]]",
     f"{STEM}: it has no notebook; run: python -m machinery.chapters execute 17",
     f"evidence/{STEM}: it has no notebook; run: python -m machinery.chapters execute 17",
     f"book/results/claims/{STEM}.json has no rows: write claims, and execute",
@@ -35,8 +36,9 @@ LACKS = [
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """What of the repository a new chapter looks at."""
-    for name in ("_toc.yml", "README.md", "book/intro.md", "book/01_resnets.myst.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    stubs = "book/machinery/stubs.toml"
+    for name in ("_toc.yml", "README.md", "book/intro.md", "book/01_resnets.myst.md", stubs):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(new_chapter.ROOT / name, tmp_path / name)
     return tmp_path
 

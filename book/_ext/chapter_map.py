@@ -107,8 +107,9 @@ def piece_of(chapter: Chapter) -> tuple[Piece, bytes]:
 def thumbnail(piece: Piece, png: bytes) -> bytes:
     """The piece of a picture as a small WebP."""
     image = Image.open(io.BytesIO(png)).convert("RGB")
-    box = [share * side for share, side in zip(piece.box, image.size * 2, strict=True)]
-    small, out = ImageOps.fit(image.crop([round(side) for side in box]), SIZE), io.BytesIO()
+    left, top, right, bottom = piece.box
+    box = (left * image.width, top * image.height, right * image.width, bottom * image.height)
+    small, out = ImageOps.fit(image.crop(box), SIZE), io.BytesIO()
     small.save(out, "webp", quality=55, method=6)
     return out.getvalue()
 

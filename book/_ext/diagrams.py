@@ -28,7 +28,7 @@ class Diagrams(SphinxTransform):
     def replace(self, image: nodes.image, paragraph: nodes.Element) -> None:
         """Put a figure in the place of one image and of its caption."""
         caption = paragraph.next_node(descend=False, siblings=True)
-        if not is_caption(caption):
+        if caption is None or not is_caption(caption):
             raise ValueError(f"{image['uri']} needs a caption: a paragraph in italics below it")
         path = Path(self.env.doc2path(self.env.docname)).parent / image["uri"]
         self.env.note_dependency(str(path))

@@ -48,7 +48,7 @@ def entries(env: BuildEnvironment) -> list[Entry]:
     """The terms of the glossary, the longest first."""
     found = []
     for item in env.get_doctree(GLOSSARY).findall(nodes.definition_list_item):
-        term, definition = item[0], item[-1]
+        term, definition = next(item.findall(nodes.term)), item[-1]
         link = next(iter(definition.findall(addnodes.pending_xref)))
         sentence = definition.astext().removesuffix(link.astext()).strip()
         chapter = LECTURE.match(link["reftarget"])

@@ -219,8 +219,9 @@ def _missing(lecture: Chapter, root: Path) -> Iterator[str]:
     evidence = Chapter(f"evidence/{lecture.name}", lecture.book)
     listed = {
         "_toc.yml": [f"- file: book/{page.name}" for page in (lecture, evidence)],
-        "book/intro.md": [f"{{doc}}`{lecture.name}`"],
+        "book/intro.md": [f"{lecture.name}: "],
         "README.md": [f"(book/{lecture.name}.ipynb)"],
+        "book/machinery/stubs.toml": [f"[[{lecture.name}]]"],
     }
     for file, wanted in listed.items():
         text = (root / file).read_text("utf-8")
