@@ -378,12 +378,23 @@ def test_settings_of_cot_flow_are_those_of_the_best_pilot_run(saved):
     assert scores == sorted(scores)
     assert len(scores) == predators.TRIALS
     assert campaign.methods[COT].items() <= campaign.pilots[0].items()
-    for name in (*maps.READERS, *maps.LONG):
+    for name in (*maps.READERS, *maps.LONG, maps.COT_WIDE):
         ours, plain = campaign.methods[name], campaign.methods[maps.base_of(name)]
         assert predators.AVERAGE.items() <= ours.items()
         assert ("encoder" in ours) == (name in maps.READERS)
-        assert all(ours[part] == plain[part] for part in plain if part not in ("clip", "lr"))
+        own = ("clip", "lr", *(["width"] if name == maps.COT_WIDE else []))
+        assert all(ours[part] == plain[part] for part in plain if part not in own)
         assert "clip" not in ours
+
+
+def test_the_wide_potential_has_as_many_weights_as_one_with_an_encoder(saved):
+    methods = Campaign(saved).methods
+    wide, reads, plain = (
+        sum(p.numel() for p in maps.model_of(methods[name] | {"method": COT}, 4, 9, 0).parameters())
+        for name in (maps.COT_WIDE, maps.COT_READS, maps.COT_LONG)
+    )
+    assert wide == pytest.approx(reads, rel=0.01)
+    assert wide > 3 * plain
 
 
 # --- what is asked of the posteriors -------------------------------------------------------------

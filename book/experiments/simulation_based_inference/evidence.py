@@ -24,7 +24,18 @@ from machinery.claims import (
 from machinery.store import Record, Run, Store
 
 from . import benchmark, checks, gaussian, maps, references
-from .maps import COT, COT_LONG, COT_READS, NPE, NPE_LONG, NPE_READS, PCP, SHORT, Key
+from .maps import (
+    COT,
+    COT_LONG,
+    COT_READS,
+    COT_WIDE,
+    NPE,
+    NPE_LONG,
+    NPE_READS,
+    PCP,
+    SHORT,
+    Key,
+)
 from .predators import LENGTHS, SIZES, Campaign, chosen
 from .references import Gap
 
@@ -360,15 +371,18 @@ def _reference_rows(e: Evidence) -> Iterator[Row]:
 
 def _likelihood_rows(e: Evidence) -> Iterator[Row]:
     for name, n in e.nll:
-        if maps.base_of(name) == COT:
+        if maps.base_of(name) == COT and name != COT_WIDE:
             yield from _flow_rows(e, name, n)
             continue
         says, values = f"NLL of new pairs, {name}, {n:,} simulations", e.likelihood(name, n)
         yield Measurement.over_seeds(f"lv.{id_of(name, n)}.nll.n{n}", BOOK, says, values, "nats")
     encoder = "An encoder of the statistics lowers the NLL, in the same training"
     average = "A longer training with average and autoclip lowers the NLL"
+    weights = "An encoder lowers the NLL more than as many weights in a wider potential"
     for id, says, name, rival in (
         ("cot.encoder", encoder, COT_READS, COT_LONG),
+        ("cot.encoder.weights", weights, COT_READS, COT_WIDE),
+        ("cot.wide", "A wider potential lowers the NLL, in the same training", COT_WIDE, COT_LONG),
         ("cot.average", average, COT_LONG, COT),
         ("npe.encoder", encoder, NPE_READS, NPE_LONG),
         ("npe.average", average, NPE_LONG, NPE),

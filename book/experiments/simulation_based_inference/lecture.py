@@ -147,7 +147,7 @@ def draw_marginals(found: Results) -> None:
 def look_of(name: str) -> tuple[str, str]:
     """The marker of how a map was trained, and the colour of its method."""
     base, _, variant = name.partition("+")
-    marker = {"": "o", "average": "^", "encoder": "s"}[variant]
+    marker = {"": "o", "average": "^", "wide": "v", "encoder": "s"}[variant]
     return marker, plotting.COLORS[maps.METHODS.index(base)]
 
 
@@ -178,7 +178,7 @@ def draw_costs(found: Results) -> None:
             ax.plot(counts, shift, look, c="0.4", lw=1, label=label)
         rivals = {n: found.rejections[n] for n in found.rejections}
         _mark(ax, rivals, ref, index, ("rejection ABC", "X", "0.4"))
-        for name in (name for name in LENGTHS if name not in maps.LONG):
+        for name in (name for name in LENGTHS if name not in (*maps.LONG, maps.COT_WIDE)):
             own = {n: rows for (k, n), rows in found.matches.items() if k == name}
             _mark(ax, own, ref, index, (name, *look_of(name)))
         ax.axhline(MEAN, ls=":", c="black", lw=0.8)

@@ -29,6 +29,7 @@ COT, PCP, NPE, FMPE = METHODS = ("COT-Flow", "PCP-Map", "NPE", "FMPE")
 READERS = tuple(f"{name}+encoder" for name in METHODS)
 COT_READS, _, NPE_READS, _ = READERS
 COT_LONG, NPE_LONG = LONG = ("COT-Flow+average", "NPE+average")  # trained so, without the encoder
+COT_WIDE = "COT-Flow+wide"  # trained so, with as many weights as the encoder brings
 SHORT = {COT: "cot", PCP: "pcp", NPE: "npe", FMPE: "fmpe"}
 SOLVED = 8  # Runge–Kutta steps of COT-Flow, unless another number is said
 

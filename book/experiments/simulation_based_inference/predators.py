@@ -17,6 +17,7 @@ from .maps import (
     COT,
     COT_LONG,
     COT_READS,
+    COT_WIDE,
     FMPE,
     NPE,
     NPE_LONG,
@@ -45,6 +46,7 @@ LENGTHS: dict[str, dict[int, int]] = {
     NPE: dict(zip(SIZES, (1000, 2000, 3000, 5000), strict=True)),
     FMPE: {50_000: 4000},
     COT_LONG: {50_000: 9000},
+    COT_WIDE: {50_000: 9000},
     NPE_LONG: {50_000: 6000},
     COT_READS: {50_000: 9000, 500_000: 9000},
     NPE_READS: {50_000: 6000, 500_000: 6000},
@@ -55,6 +57,7 @@ RIVALS: dict[str, Key] = {
     FMPE: {"width": 100, "batch": 256, "lr": 0.002},
 }
 AVERAGE: Key = {"average": 0.998, "autoclip": 2.0}  # what the trainings with an encoder have, too
+WIDE: Key = AVERAGE | {"width": 136}  # 20,963 weights; with an encoder it has 21,115
 READS: Key = AVERAGE | {"encoder": {"features": 32, "width": 96}}
 SPACE: dict[str, list[Any]] = {
     **{"width": [32, 64], "rk4": [4, 6], "batch": [256, 512], "lr": [0.005, 0.01, 0.02]},
@@ -161,10 +164,10 @@ class Campaign:
         best = self.pilots[0]
         found = {COT: {name: best[name] for name in (*CHOSEN, *WEIGHTS)}, **RIVALS}
         rates = {COT: 0.01}  # half of that of the plain training
-        for name in (*maps.READERS, *maps.LONG):
+        for name in (*maps.READERS, *maps.LONG, COT_WIDE):
             base = maps.base_of(name)
             plain = {part: value for part, value in found[base].items() if part != "clip"}
-            how = READS if name in maps.READERS else AVERAGE
+            how = {"encoder": READS, "average": AVERAGE, "wide": WIDE}[name.partition("+")[2]]
             found[name] = plain | {"lr": rates.get(base, plain["lr"])} | how
         return found
 
