@@ -23,6 +23,7 @@ from ctdl_lib.control import (
 from ctdl_lib.dynamics import IntegrationError, taylor_errors
 from ctdl_lib.metrics import observed_orders
 from ctdl_lib.potentials import AutodiffPotential, Potential, ResNetPotential
+from ctdl_lib.potentials.potential import derivatives_along
 from ctdl_lib.problems.control import LinearQuadratic
 from ctdl_lib.problems.vehicles import Quadcopter
 
@@ -141,10 +142,16 @@ def moving(t, x):
     return torch.stack([first, second], 1)
 
 
+def growing(t, x):
+    """A diffusion that depends on time alone, one number a sample."""
+    return 0.1 + 0.3 * Pendulum.clock(t, x)
+
+
 def matrices(sigma, t, x):
     """The matrices of all samples, (batch, d, r)."""
     if callable(sigma):
-        return sigma(t, x)
+        found = sigma(t, x)
+        return found if found.dim() == 3 else found[:, None, None] * torch.eye(x.shape[1])
     return as_matrix(sigma, x.shape[1]).expand(len(x), x.shape[1], -1)
 
 
@@ -226,7 +233,9 @@ def test_the_hamiltonian_is_the_minimum_over_controls(generator):
         assert (cost >= H - 1e-12).all()
 
 
-@pytest.mark.parametrize("sigma", [0.0, 0.4, torch.tensor(0.4, dtype=torch.float64), SIGMA, moving])
+@pytest.mark.parametrize(
+    "sigma", [0.0, 0.4, torch.tensor(0.4, dtype=torch.float64), SIGMA, moving, growing]
+)
 @pytest.mark.parametrize("name", POTENTIALS)
 def test_the_residual_is_that_of_autograd_and_a_full_hessian(name, sigma, generator):
     phi, problem = POTENTIALS[name](generator), Pendulum(sigma)
@@ -239,6 +248,36 @@ def test_the_residual_is_that_of_autograd_and_a_full_hessian(name, sigma, genera
     trace = torch.einsum("nik,inj,njk->n", S, torch.stack(rows), S)
     residual = dt + problem.least(t, x, p) + 0.5 * trace
     assert torch.allclose(hjb_residual(problem, phi, t.detach(), x.detach()), residual)
+
+
+@pytest.mark.parametrize("name", POTENTIALS)
+def test_the_residual_has_a_gradient_in_a_learned_diffusion(name, generator):
+    """A matrix that a function returns is differentiated as one that the potential is given."""
+    phi, x = POTENTIALS[name](generator), torch.randn(6, 2, generator=generator)
+    scale = torch.tensor(1.3, requires_grad=True)
+    sigma = (scale * SIGMA).expand(6, 2, 3)
+    along = derivatives_along(phi, 0.4, x, sigma)
+    whole = phi.derivatives(0.4, x, scale * SIGMA)
+    assert all(torch.allclose(a, b) for a, b in zip(along, whole, strict=True))
+    wanted = [scale, *phi.parameters()]
+    ours, theirs = (
+        torch.autograd.grad(found.laplacian.square().sum(), wanted, materialize_grads=True)
+        for found in (along, whole)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
+    assert ours[0].abs() > 1e-3
+
+
+class Straight(nn.Module):
+    def forward(self, t, x):
+        return x.sum(1)
+
+
+def test_a_potential_without_curvature_has_no_trace(generator):
+    x = torch.randn(4, 2, generator=generator)
+    found = derivatives_along(AutodiffPotential(Straight()), 0.2, x, moving(0.2, x))
+    assert torch.equal(found.laplacian, torch.zeros(4))
 
 
 def test_feedback_is_the_minimiser_at_the_slope(generator):
@@ -254,7 +293,9 @@ def test_feedback_is_the_minimiser_at_the_slope(generator):
 
 
 @pytest.mark.parametrize("horizon", [1.0, 0.6])
-@pytest.mark.parametrize("sigma", [0.0, 0.4, torch.tensor(0.4, dtype=torch.float64), SIGMA, moving])
+@pytest.mark.parametrize(
+    "sigma", [0.0, 0.4, torch.tensor(0.4, dtype=torch.float64), SIGMA, moving, growing]
+)
 def test_paths_and_costs_equal_a_plain_loop(sigma, horizon, generator):
     problem, x = Pendulum(sigma, horizon), torch.randn(4, 2, generator=generator)
     dW = increments(generator, 7, 4, sources(sigma), horizon)
@@ -347,7 +388,7 @@ def test_a_permuted_batch_has_permuted_costs(batch, steps, horizon, matrix, seed
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-@pytest.mark.parametrize("sigma", [0.0, 0.4, SIGMA, moving])
+@pytest.mark.parametrize("sigma", [0.0, 0.4, SIGMA, moving, growing])
 @pytest.mark.parametrize("name", POTENTIALS)
 def test_penalties_and_their_gradients_equal_a_plain_loop(name, sigma, sampled, generator):
     """The defect's gradient is left to its own test: here b is data or not, as one reads it."""
@@ -753,9 +794,9 @@ BAD = {
     ),
     "noise of three states": (simulated(torch.eye(3), generator=seeded()), r"got shape \(3, 3\)"),
     "noise a sample": (simulated(torch.ones(4, 2, 2), generator=seeded()), "torch.diag"),
-    "a number a sample": (
-        simulated(lambda t, x: x[:, 0], generator=seeded()),
-        r"got shape \(4,\); use torch.diag or diag_embed",
+    "a diagonal a sample": (
+        simulated(lambda t, x: x, generator=seeded()),
+        r"got shape \(4, 2\); use torch.diag or diag_embed",
     ),
     "rk4 with moving noise": (
         simulated(moving, generator=seeded(), method="rk4"),

@@ -68,6 +68,10 @@ BROKEN = {
     ),
     "NaN": ({"running_cost": nan}, "is not finite"),
     "horizon": ({"horizon": -1.0}, "horizon must be positive"),
+    "clocked": (
+        {"diffusion": lambda t, x: (0.1 + t) * torch.eye(2)},
+        r"diffusion\(t, x\) fails for t of shape \(20,\)",
+    ),
     "diffusion": ({"diffusion": torch.eye(3)}, "diffusion must be a number or a matrix"),
 }
 

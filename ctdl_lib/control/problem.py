@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -29,7 +30,8 @@ class ControlProblem(Protocol):
     def diffusion(self) -> Diffusion:
         """The number or matrix (d, r) σ, which is 0 without noise, or a function (t, x) ↦ σ(t, x).
 
-        The function may also return one matrix per sample, (batch, d, r).
+        The function may return one number or matrix per sample, (batch,) or (batch, d, r). It has
+        to, where it depends on t, which is one time for all samples or one for each, (batch,).
         """
         ...
 
@@ -129,19 +131,25 @@ def residual_of(problem: ControlProblem, phi: Derivatives | Gradient, t: Time, x
 
 
 def sigma_of(problem: ControlProblem, t: Time, x: Tensor) -> float | Tensor:
-    """The diffusion σ(t, x): a number, or a matrix (d, r) or matrices (batch, d, r) like x."""
+    """The diffusion σ(t, x): a number, or a matrix (d, r) or matrices (batch, d, r) like x.
+
+    Numbers (batch,) of a function, one a sample, become multiples of the identity.
+    """
     sigma, places = problem.diffusion, (x.shape[1:],)
     if callable(sigma):
         sigma, places = sigma(t, x), (x.shape[1:], x.shape)
-    elif not isinstance(sigma, Tensor) or sigma.dim() == 0:
-        return float(sigma)
+        if isinstance(sigma, Tensor) and sigma.dim() == 0:
+            return sigma.to(x)
+        if isinstance(sigma, Tensor) and sigma.shape == x.shape[:1]:
+            return sigma.to(x)[:, None, None] * torch.eye(x.shape[1]).to(x)
     if not isinstance(sigma, Tensor) or sigma.dim() == 0:
-        return sigma
+        return float(sigma)
     if sigma.shape[:-1] not in places:
         raise ValueError(
             f"diffusion must be a number or a matrix ({x.shape[-1]}, r) for states of dimension"
-            f" {x.shape[-1]}, or a function (t, x) of these that may return (batch, {x.shape[-1]},"
-            f" r), got shape {tuple(sigma.shape)}; use torch.diag or diag_embed for a diagonal σ"
+            f" {x.shape[-1]}, or a function (t, x) of these that may return (batch,) or (batch,"
+            f" {x.shape[-1]}, r), got shape {tuple(sigma.shape)}; use torch.diag or diag_embed for"
+            " a diagonal σ"
         )
     return sigma.to(x)
 

@@ -51,7 +51,7 @@ def check(
     excess, slope = 0.0, 0.0
     for time in (0.0, 0.5 * problem.horizon, problem.horizon):
         t, p = clock(time, x), normal(x.shape, generator, x)
-        sigma_of(problem, t, x)
+        _check_diffusion(problem, t, x)
         u = _finite(problem.optimal_control(t, x, p), "optimal_control(t, x, p)")
         if u.dim() != 2 or len(u) != len(x):
             raise ValueError(
@@ -61,6 +61,17 @@ def check(
         for name, f, at in _parts(problem, t, x, u, p):
             slope = max(slope, _slope_error(f, at, name, tolerance, generator))
     return Checked(excess, slope)
+
+
+def _check_diffusion(problem: ControlProblem, t: Tensor, x: Tensor) -> None:
+    """Refuse a σ that fails at one time for all samples, or at one for each, as residuals have."""
+    for times in (t, t.expand(len(x))):
+        try:
+            sigma = sigma_of(problem, times, x)
+        except RuntimeError as error:
+            shape = tuple(times.shape)
+            raise ValueError(f"diffusion(t, x) fails for t of shape {shape}: {error}") from error
+        _finite(torch.as_tensor(sigma), "diffusion")
 
 
 def _parts(problem, t, x, u, p) -> list[tuple[str, Callable[[Tensor], Tensor], Tensor]]:
