@@ -14,9 +14,9 @@ from nbformat import NotebookNode
 from playwright.sync_api import Browser, sync_playwright
 
 from machinery import chapters
+from machinery.printing import BROWSERS
 
 PAGES = chapters.find_pages([])
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 RAW = re.compile(r"```\{|:::|\{[a-z:]+\}`|^:[a-z]+:|^\([a-z-]+\)=", re.MULTILINE)
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda c: c.name)

@@ -8,9 +8,15 @@ from machinery import chapters, pages, printing, slides
 PAGE = """<html><head><title>1. Waves — A book</title>
 <script>window.MathJax = {"tex": {"macros": {"R": "r"}}}</script></head><body>
 <article class="bd-article"><section id="waves"><h1>1. Waves<a class="headerlink">#</a></h1>
+<div class="chapter-head">About 9 minutes</div>
 <p><span class="math">\\(\\def\\R{}\\)</span>Waves move. They do.</p>
 <section id="first"><h2>1.1. First</h2>
-<p>One sentence. %s</p>
+<p>One <span class="term-place"><a class="term" href="glossary.html#wave">sentence</a><span
+class="term-says" role="tooltip">A glossary's words.</span></span>. %s</p>
+<figure class="diagram" id="fig-loop"><svg role="img" aria-labelledby="loop">
+<title id="loop">A loop</title>
+<marker id="tip"></marker><path marker-end="url(#tip)"/></svg>
+<figcaption>A drawing.</figcaption></figure>
 <p>Then we have</p><div class="math" id="equation-a">\\[a\\]</div>
 <div class="cell"><details class="hide"><summary>Show</summary>
 <div class="cell_input">draw()</div></details>
@@ -68,6 +74,16 @@ def test_a_picture_is_inside_and_links_lead_to_the_printed_page_or_are_text(site
     assert links == {"there": "#other--b", "here": "#waves--fig-a"}
     assert content.find(id="waves--fig-a")
     assert "far" in content.text
+
+
+def test_what_helps_on_a_screen_is_left_out_and_drawings_keep_their_arrows(site):
+    content = printing.chapter(site, "book/waves", NAMES)
+    assert "One sentence. It is long." in " ".join(content.text.split())
+    assert "About 9 minutes" not in content.text
+    drawing = content.select_one("figure#waves--fig-loop svg")
+    assert drawing is not None
+    assert drawing.find(id="tip") is not None
+    assert drawing.find(id=str(drawing["aria-labelledby"])) is not None
 
 
 def test_links_to_other_pages_lead_to_the_published_ones(site):

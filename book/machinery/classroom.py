@@ -1,4 +1,4 @@
-"""What a student's notebook imports: a check that says in words whether his lines are right."""
+"""What a student's notebook imports: a check that says in words whether their lines are right."""
 
 import ast
 import traceback

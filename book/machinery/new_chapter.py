@@ -12,9 +12,8 @@ from pathlib import Path
 from string import Template
 
 from . import chapters
-from .chapters import BOOK, Chapter
+from .chapters import ROOT, Chapter
 
-ROOT = BOOK.parent
 WANTED = {"figures": ("  figure:", 5), "exercises": ("### Exercise", 4)}  # of a lecture, at least
 TODO = "TODO"  # marks what an author replaces
 

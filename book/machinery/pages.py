@@ -4,6 +4,7 @@ import base64
 import mimetypes
 import re
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -43,8 +44,10 @@ def article(site: Path, name: str, target: Target) -> Tag:
     soup = read(site, name)
     content = soup.select_one("article.bd-article")
     assert content is not None
-    for tag in content.select(".headerlink, template, script[src]"):
+    for tag in content.select(".headerlink, template, script[src], .term-says, .chapter-head"):
         tag.decompose()
+    for term in content.select(".term-place"):  # its sentence shows on a screen alone
+        term.replace_with(term.text)
     for macros in content.find_all(class_="math", string=DEFINITIONS):
         macros.decompose()  # for notebooks; here MathJax has them from its settings
     for image in content.find_all("img"):
@@ -57,10 +60,10 @@ def article(site: Path, name: str, target: Target) -> Tag:
 
 
 def title(site: Path, name: str) -> str:
-    """The title of a page and of the book, as the browser's window shows it."""
+    """The title of a page and of the book, as the browser's window shows it, in HTML."""
     found = read(site, name).title
     assert found is not None
-    return found.text.strip()
+    return escape(found.text.strip())
 
 
 def embedded(folder: Path, source: str) -> str:

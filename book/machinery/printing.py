@@ -64,7 +64,8 @@ def chapter(site: Path, name: str, names: list[str]) -> Tag:
     for tag in content.select("script, [id^=film] > div"):  # the controls of films
         tag.decompose()
     for tag in content.find_all(id=True):
-        tag["id"] = anchor(name, str(tag["id"]))
+        if tag.find_parent("svg") is None:  # a drawing refers to its own parts
+            tag["id"] = anchor(name, str(tag["id"]))
     content["id"] = anchor(name)
     return content
 

@@ -32,7 +32,7 @@ INTRODUCTION = (
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive lines of a lecture that a student writes, and what he is told about them."""
+    """Consecutive lines of a lecture that a student writes, and what the stub says about them."""
 
     after: str  # how a line above them begins, which no other cell has
     first: str  # how their first line begins

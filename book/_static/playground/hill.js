@@ -1,4 +1,4 @@
-// Round a hill in the wind: a learned feedback, and its own plan flown blindly in the same wind.
+// Round a hill in the wind: a learned feedback, and its own plan without feedback, in the same noise.
 import {normals, obstacle, pinned, potential, quadratic, rollout} from "./pieces.js";
 import {Stage, drag, parts, player, until} from "./stage.js";
 
@@ -72,7 +72,7 @@ export function start(figure, {problem, correction, from, reach}) {
       return `costs ${mean(paths.map(p => p.cost)).toFixed(1)} and ends ${mean(paths.map(far)).toFixed(2)} away`;
     };
     says.textContent = `From (${from.map(v => v.toFixed(1)).join(", ")}), mean of ${PATHS} paths: the feedback ` +
-      `${outcome(steered)} from the star; its plan, flown blindly, ${outcome(blind)}. ` +
+      `${outcome(steered)} from the star; its plan without feedback ${outcome(blind)}. ` +
       `Φ(0, start) is ${phi(0, from).value.toFixed(1)}.`;
   }
 

@@ -1,6 +1,6 @@
 """How weights travel to the browser: as integers of 16 bits, with one factor for each tensor.
 
-They are off by at most 2⁻¹⁶ of the largest entry, which no picture shows, and take half of the room
+They are off by about 2⁻¹⁶ of the largest entry, which no picture shows, and take half of the room
 of float32.
 """
 
