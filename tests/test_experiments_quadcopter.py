@@ -253,6 +253,14 @@ def test_the_quadratic_value_without_wind_is_the_plans():
     assert noise == pytest.approx(0.5 * 0.04 * curve.mean().item())
 
 
+def test_the_stored_plan_is_the_best_one_with_its_gains():
+    kept, found = plans.kept(Store("14_quadcopter", "saved")), plans.along(100)
+    for name in ("x", "u", "K"):
+        want = getattr(found, name)[:, 0].flatten()
+        ours = torch.tensor(kept[name], dtype=want.dtype)
+        torch.testing.assert_close(ours, want, rtol=1e-3, atol=1e-3 * float(want.abs().max()))
+
+
 # --- rows ---------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """The wheel holds the library alone, needs little, and says its version once."""
 
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from ipykernel.kernelspec import get_kernel_dict
 
 import ctdl_lib
 from ctdl_lib.extras import needed
@@ -124,12 +126,17 @@ def test_a_guide_runs_in_an_empty_folder_with_the_library_alone(guide, wheel, tm
     notebook.cells[1].source = where + notebook.cells[1].source
     nbformat.write(notebook, tmp_path / "guide.ipynb")
     command = [sys.executable, "-m", "papermill", tmp_path / "guide.ipynb", tmp_path / "out.ipynb"]
+    (kernel := tmp_path / "kernels" / "this").mkdir(
+        parents=True
+    )  # not the user's python3
+    (kernel / "kernel.json").write_text(json.dumps(get_kernel_dict()))
     done = subprocess.run(
-        [*command, "--kernel", "python3"],
+        [*command, "--kernel", "this"],
         cwd=empty,
-        env=os.environ | {"PYTHONPATH": str(library)},
+        env=os.environ | {"PYTHONPATH": str(library), "JUPYTER_PATH": str(tmp_path)},
         capture_output=True,
         text=True,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert list(empty.iterdir()) == []

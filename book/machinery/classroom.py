@@ -49,7 +49,11 @@ def failed(error: AssertionError) -> str:
 
 def compared(line: str, frame: FrameType) -> list[torch.Tensor]:
     """The two arrays that a line `assert torch.allclose(a, b)` compares; nothing for others."""
-    for node in ast.walk(ast.parse(line)):
+    try:
+        tree = ast.parse(line)
+    except SyntaxError:  # the first line of several
+        return []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("allclose", "isclose")):
             texts = [ast.unparse(side) for side in node.args[:2]]
             values = [eval(text, frame.f_globals, frame.f_locals) for text in texts]
