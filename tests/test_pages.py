@@ -587,7 +587,7 @@ def test_many_steps_bring_all_points_to_the_data(page):
     assert part("says").inner_text() != said
 
 
-def test_noise_makes_a_plan_dear_and_a_feedback_less_so(page):
+def test_noise_makes_a_plan_expensive_and_a_feedback_less_so(page):
     visit(page, "book/playground")
     part = parts_of(page, "hill")
     costs = lambda: [float(n) for n in re.findall(r"costs (\d+\.\d)", part("says").inner_text())]  # noqa: E731
