@@ -23,17 +23,27 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
+# Lets Python find no package that is `missing`.
+HIDES = """
+import sys
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        hidden = name.split(".")[0] in {missing!r}
+        return None if hidden else self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = map(Without, sys.meta_path)
+"""
 # Imports every module of the library, where only its own requirements can be found, and uses it.
 ALONE = """
-import importlib.machinery, pkgutil, sys
+import importlib, pkgutil
 
-class Without(importlib.machinery.PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        hidden = name.split(".")[0] in {missing!r}
-        return None if hidden else super().find_spec(name, path, target)
-
-sys.meta_path = [Without if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
 sys.path.insert(0, {place!r})
 import ctdl_lib
 assert ctdl_lib.__file__.startswith({place!r}), ctdl_lib.__file__
@@ -56,18 +66,6 @@ assert flow.log_prob(x).isfinite().all()
 """
 
 
-# Python runs a file of this name when it starts, and so do the processes that it starts.
-HIDES = """
-import sys
-
-class Hidden:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name.split(".")[0] in {missing!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Hidden)
-"""
 # What a guide asks its reader to install beside the library, and what runs notebooks.
 BESIDE = {"matplotlib", "tqdm", "papermill", "ipykernel"}
 
@@ -106,7 +104,7 @@ def extras() -> set[str]:
 
 def test_the_library_works_with_its_own_requirements_alone(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path)
-    code = ALONE.format(missing=extras(), place=str(tmp_path))
+    code = HIDES.format(missing=extras()) + ALONE.format(place=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     says = "casadi is needed here: pip install casadi, or 'ctdl_lib[control]'"
@@ -120,15 +118,14 @@ def test_a_guide_runs_in_an_empty_folder_with_the_library_alone(guide, wheel, tm
     (library := tmp_path / "library").mkdir()
     (empty := tmp_path / "empty").mkdir()
     zipfile.ZipFile(wheel).extractall(library)
-    (library / "sitecustomize.py").write_text(HIDES.format(missing=extras() - BESIDE))
+    hides = HIDES.format(missing=extras() - BESIDE)
+    (library / "sitecustomize.py").write_text(hides)  # every Python runs it when it starts
     notebook = chapters.read_text(guide)
     where = f"import ctdl_lib\nassert ctdl_lib.__file__.startswith({str(library)!r})\n"
     notebook.cells[1].source = where + notebook.cells[1].source
     nbformat.write(notebook, tmp_path / "guide.ipynb")
     command = [sys.executable, "-m", "papermill", tmp_path / "guide.ipynb", tmp_path / "out.ipynb"]
-    (kernel := tmp_path / "kernels" / "this").mkdir(
-        parents=True
-    )  # not the user's python3
+    (kernel := tmp_path / "kernels" / "this").mkdir(parents=True)  # not the user's python3
     (kernel / "kernel.json").write_text(json.dumps(get_kernel_dict()))
     done = subprocess.run(
         [*command, "--kernel", "this"],

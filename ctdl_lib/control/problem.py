@@ -155,6 +155,6 @@ def sigma_of(problem: ControlProblem, t: Time, x: Tensor) -> float | Tensor:
 
 
 def is_noisy(problem: ControlProblem) -> bool:
-    """Whether σ is a function, a matrix, or a number that is not zero."""
+    """The answer to whether σ is a function, a matrix, or a number that is not zero."""
     sigma = problem.diffusion
     return callable(sigma) or (isinstance(sigma, Tensor) and sigma.dim() > 0) or float(sigma) != 0
