@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -169,6 +169,26 @@ def find_chapters(names: list[str], book: Path = BOOK) -> list[Chapter]:
             f"no chapter {', '.join(unknown)}; there are {', '.join(c.name for c in chapters)}"
         )
     return [known[name] for name in names]
+
+
+def write_each(
+    make: Callable[[Chapter], Path | None],
+    folder: Path,
+    about: str | None,
+    arguments: list[str] | None = None,
+) -> int:
+    """The exit status of a command that writes one file for each of the chapters it names."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("names", nargs="*", metavar="NAME", help='such as "07"; default: all')
+    try:
+        chapters = find_chapters(parser.parse_args(arguments).names)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in filter(None, map(make, chapters)):
+            print(path)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 # --- text and notebook --------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from . import chapters
 from .chapters import ROOT, Chapter
 
 WANTED = {"figures": ("  figure:", 5), "exercises": ("### Exercise", 4)}  # of a lecture, at least
-TODO = "TODO"  # marks what an author replaces
+GAP = "FILL IN"  # marks what an author replaces
 
 HEAD = """---
 jupytext:
@@ -43,9 +43,9 @@ seed = 0
 """
 LECTURE = (
     HEAD
-    + """TODO: what this lecture is about, in three sentences, and what of it is tried.
+    + """FILL IN: what this lecture is about, in three sentences, and what of it is tried.
 
-**Prerequisites.** TODO: links. Seeds, rivals and costs are on the page of
+**Prerequisites.** FILL IN: links. Seeds, rivals and costs are on the page of
 [evidence](evidence/$stem.ipynb).
 """
     + PARAMETERS
@@ -66,46 +66,46 @@ tags: [hide-input]
 mystnb:
   figure:
     name: fig-$name-idea
-    caption: "TODO: what is drawn."
+    caption: "FILL IN: what is drawn."
   image:
-    alt: TODO, what one sees.
+    alt: FILL IN, what one sees.
 ---
 lecture.draw_idea(results)
 ```
 
 ## The idea
 
-TODO: each symbol with its dimension, the equation, and below it the same in ten lines of code.
+FILL IN: each symbol with its dimension, the equation, and below it the same in ten lines of code.
 
 ## Train it
 
-TODO: a training that takes seconds.
+FILL IN: a training that takes seconds.
 
 ## What goes wrong
 
-TODO: a failure, shown on purpose.
+FILL IN: a failure, shown on purpose.
 
 ## Exercises
 
 ### Exercise 1
 
-*Derive it.* TODO
+*Derive it.* FILL IN
 
 ### Solution 1
 
-TODO
+FILL IN
 
 ## What the evidence says
 
-TODO: three to six sentences with verdicts.
+FILL IN: three to six sentences with verdicts.
 
-**Next.** TODO: a link.
+**Next.** FILL IN: a link.
 """
 )
 EVIDENCE = (
     HEAD
     + """This page holds what the [lecture](../$stem.ipynb) claims against numbers.
-TODO: seeds and protocol.
+FILL IN: seeds and protocol.
 """
     + PARAMETERS
     + """
@@ -129,8 +129,8 @@ Markdown(store.claims(rows))  # keeps all rows
 """
 )
 EXPERIMENTS = {
-    "__init__.py": '"""Experiments of the chapter $stem. TODO: on what."""\n',
-    "lecture.py": '''"""What the lecture draws. TODO: load what `evidence` has stored."""
+    "__init__.py": '"""Experiments of the chapter $stem. FILL IN: on what."""\n',
+    "lecture.py": '''"""What the lecture draws. FILL IN: load what `evidence` has stored."""
 
 import matplotlib.pyplot as plt
 
@@ -138,16 +138,16 @@ from machinery.store import Run
 
 
 def results(run: Run, seed: int) -> list[float]:
-    """The numbers that the lecture draws. TODO: stored ones."""
+    """The numbers that the lecture draws. FILL IN: stored ones."""
     return [float(seed), 1.0]
 
 
 def draw_idea(found: list[float]) -> None:
-    """Draw the whole idea. TODO."""
+    """Draw the whole idea. FILL IN."""
     plt.plot(found)
     plt.show()
 ''',
-    "evidence.py": '''"""What the chapter measures and claims. TODO: claims and controls."""
+    "evidence.py": '''"""What the chapter measures and claims. FILL IN: claims and controls."""
 
 from machinery.claims import Measurement, Row
 from machinery.store import Run, Store
@@ -160,8 +160,8 @@ def gather(run: Run, seed: int) -> tuple[Store, list[Row]]:
     store = Store(CHAPTER, run)
     settings = {"seed": seed}  # all that the numbers depend on
     found = store.measure("example", settings, lambda: {"example": float(seed)})
-    said = "TODO: what is measured"
-    measured = Measurement("$name.example", "TODO", said, found.numbers["example"])
+    said = "FILL IN: what is measured"
+    measured = Measurement("$name.example", "FILL IN", said, found.numbers["example"])
     return store, [measured]
 ''',
 }
@@ -231,8 +231,8 @@ def _missing(lecture: Chapter, root: Path) -> Iterator[str]:
     package = lecture.book / "experiments" / lecture.name[3:]
     tests = root / "tests" / f"test_experiments_{lecture.name[3:]}.py"
     for path in (lecture.text, evidence.text, *sorted(package.glob("*.py"))):
-        if count := path.read_text("utf-8").count(TODO):
-            yield f"{path.relative_to(root)} says {TODO} {count} times"
+        if count := path.read_text("utf-8").count(GAP):
+            yield f"{path.relative_to(root)} says {GAP} {count} times"
     text = lecture.text.read_text("utf-8")
     for what, (sign, least) in WANTED.items():
         if (count := text.count(sign)) < least:

@@ -5,7 +5,6 @@ code that is checked against the library. A paragraph keeps its first sentences,
 into the notes below the slide. Exercises are left out.
 """
 
-import argparse
 import re
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from bs4 import Tag
 from bs4.element import NavigableString
 
 from . import pages
-from .chapters import BOOK, ROOT, find_chapters
+from .chapters import BOOK, ROOT, Chapter, write_each
 
 FOLDER = ROOT / "_build" / "slides"
 TEMPLATE = BOOK / "machinery" / "slides.html"
@@ -184,19 +183,13 @@ def deck(site: Path, name: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the slides of the named lectures and return the exit status."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help='such as "07"; default: all')
-    try:
-        chapters = find_chapters(parser.parse_args(arguments).names)
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        for chapter in chapters:
-            path = FOLDER / f"{chapter.name}.html"
-            path.write_text(deck(pages.SITE, f"book/{chapter.name}"), "utf-8")
-            print(path)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+
+    def make(chapter: Chapter) -> Path:
+        path = FOLDER / f"{chapter.name}.html"
+        path.write_text(deck(pages.SITE, f"book/{chapter.name}"), "utf-8")
+        return path
+
+    return write_each(make, FOLDER, main.__doc__, arguments)
 
 
 if __name__ == "__main__":

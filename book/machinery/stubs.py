@@ -3,7 +3,6 @@
 Which lines is said in stubs.toml. The lecture's own assertions are the check.
 """
 
-import argparse
 import ast
 import os
 import re
@@ -18,7 +17,7 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
-from .chapters import BOOK, ROOT, Chapter, find_chapters, read_text
+from .chapters import BOOK, ROOT, Chapter, read_text, write_each
 
 TABLE = BOOK / "machinery" / "stubs.toml"
 FOLDER = ROOT / "_build" / "stubs"
@@ -157,19 +156,15 @@ def with_links(source: str, folder: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the classroom notebooks of the named lectures and return the exit status."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help='such as "01"; default: all')
-    try:
-        chapters = find_chapters(parser.parse_args(arguments).names)
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        for chapter in filter(blocks_of, chapters):
-            path = FOLDER / chapter.notebook.name
-            nbformat.write(classroom_notebook(chapter, FOLDER), path)
-            print(path)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+
+    def make(chapter: Chapter) -> Path | None:
+        if not blocks_of(chapter):
+            return None
+        path = FOLDER / chapter.notebook.name
+        nbformat.write(classroom_notebook(chapter, FOLDER), path)
+        return path
+
+    return write_each(make, FOLDER, main.__doc__, arguments)
 
 
 if __name__ == "__main__":
