@@ -156,6 +156,7 @@ def main(share):
 
 
 if __name__ == "__main__":
+    torch.set_default_dtype(torch.float64)
     rows = main(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0)
     for row in rows if len(sys.argv) < 2 else ():
         print("" if row[3] == "clear" else "; ".join(row), end="" if row[3] == "clear" else "\n")

@@ -10,7 +10,7 @@ from ctdl_lib.dynamics import integrate
 from ctdl_lib.generative import Flow
 from ctdl_lib.problems.densities import TOYS, Mixture
 from experiments.continuous_flows import checks, costs, lecture, peers, trace, training
-from experiments.ot_flow.densities import seeded
+from machinery.seeds import seeded
 from machinery.store import Store
 
 pytestmark = pytest.mark.usefixtures("as_the_book_computes")
@@ -37,7 +37,7 @@ class Linear(nn.Module):
 
 
 def linear_flow(d=2, **solver):
-    A = 0.5 * torch.randn(d, d, generator=seeded(3), dtype=torch.float64)
+    A = 0.5 * torch.randn(d, d, generator=seeded(3, 0), dtype=torch.float64)
     return Flow(Linear(A), d, solver=solver or {"tol": 1e-9}, standardize=False)
 
 
@@ -67,7 +67,7 @@ def test_the_first_step_has_the_rate_of_the_settings(kind):
 def test_a_learned_time_moves_for_that_time():
     v = training.untrained(training.Settings("moons", rk4=8), 0).velocity.double()
     timed = training.LearnedTime(v).double()
-    x = torch.randn(5, 2, generator=seeded(1), dtype=torch.float64)
+    x = torch.randn(5, 2, generator=seeded(1, 0), dtype=torch.float64)
     ours = integrate(timed, x, 0.0, 1.0, tol=1e-9)
     theirs = integrate(v, x, 0.0, timed.root.square().item(), tol=1e-9)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
@@ -75,7 +75,7 @@ def test_a_learned_time_moves_for_that_time():
 
 
 def test_the_loss_is_the_negative_mean_of_the_log_density_or_of_the_density():
-    x = TOYS["8gaussians"].sample(64, seeded(0))
+    x = TOYS["8gaussians"].sample(64, seeded(0, 0))
     keys = {k: training.Settings("8gaussians", **training.KINDS[k]) for k in training.KINDS}
     flow = training.untrained(keys[training.FIXED], 0)
     log_prob = flow.log_prob(x)
@@ -130,20 +130,20 @@ def test_the_variance_of_an_estimate_is_that_of_the_theory(d, kind):
 
 def test_probes_have_the_identity_as_covariance_and_other_kinds_are_refused():
     for kind in (trace.NORMAL, trace.SIGNS):
-        eps = trace.probes(kind, 40_000, 3, seeded(0))
+        eps = trace.probes(kind, 40_000, 3, seeded(0, 0))
         assert (eps.T @ eps / len(eps) - torch.eye(3)).abs().max() < 0.03
     with pytest.raises(ValueError, match="kind must be 'normal' or 'signs', got 'exact'"):
-        trace.probes("exact", 1, 1, seeded(0))
+        trace.probes("exact", 1, 1, seeded(0, 0))
 
 
 def test_turned_planes_have_the_density_of_their_copies():
     density = trace.Rotated(2)
-    x = density.sample(2000, seeded(0))
+    x = density.sample(2000, seeded(0, 0))
     torch.testing.assert_close(density.Q @ density.Q.T, torch.eye(4, dtype=density.Q.dtype))
     y = (x @ density.Q).split(2, 1)
     wanted = sum(TOYS["8gaussians"].log_prob(part) for part in y)
     torch.testing.assert_close(density.log_prob(x), wanted)
-    entropy = TOYS["8gaussians"].entropy(100_000, seeded(1))
+    entropy = TOYS["8gaussians"].entropy(100_000, seeded(1, 0))
     found = -density.log_prob(x)
     assert found.mean().item() == pytest.approx(
         2 * entropy.value, abs=5 * found.std().item() / math.sqrt(2000)
@@ -156,8 +156,8 @@ def test_the_loss_with_probes_is_unbiased():
     with torch.no_grad():
         for W in flow.velocity.W:  # a stronger field, so that the estimate has a variance
             W.mul_(3)
-        x = trace.Rotated(1).sample(1, seeded(0)).expand(4000, 2)
-        found = flow.log_prob(x, eps=trace.probes(trace.SIGNS, *x.shape, seeded(1)))
+        x = trace.Rotated(1).sample(1, seeded(0, 0)).expand(4000, 2)
+        found = flow.log_prob(x, eps=trace.probes(trace.SIGNS, *x.shape, seeded(1, 0)))
         exact = flow.log_prob(x[:1])
     error = found.std() / math.sqrt(len(x))
     assert error > 1e-4
@@ -195,7 +195,7 @@ def test_a_peer_has_as_many_parameters_and_learns(tmp_path, name):
 
 def test_a_linear_flow_has_its_mass_its_determinant_and_its_density():
     flow = linear_flow()
-    x = torch.randn(4, 2, generator=seeded(0), dtype=torch.float64)
+    x = torch.randn(4, 2, generator=seeded(0, 0), dtype=torch.float64)
     assert checks.mass(flow) == pytest.approx(1, abs=1e-3)
     assert checks.jacobian_error(flow, x) < 1e-8
     assert checks.zuko_error(flow, x) < 1e-8
@@ -205,7 +205,7 @@ def test_a_linear_flow_has_its_mass_its_determinant_and_its_density():
 
 def test_an_exact_flow_is_that_flow_in_double_precision():
     flow = training.untrained(training.Settings("moons", rk4=64), 0)
-    x = TOYS["moons"].sample(20, seeded(0))
+    x = TOYS["moons"].sample(20, seeded(0, 0))
     before = flow.log_prob(x)
     found = checks.exact(flow, 1e-8).log_prob(x.double())
     torch.testing.assert_close(found.to(before), before, rtol=0, atol=1e-5)
@@ -218,7 +218,7 @@ def test_fresh_noise_costs_evaluations_and_none_costs_a_flow_whose_divergence_is
     with torch.no_grad():
         for W in flow.velocity.W:
             W.mul_(2)
-    x = torch.randn(8, 2, generator=seeded(0), dtype=torch.float64)
+    x = torch.randn(8, 2, generator=seeded(0, 0), dtype=torch.float64)
     calm = checks.noisy_evaluations(flow, x, 1e-3, 0, fresh=False)
     assert calm < 200
     assert checks.noisy_evaluations(flow, x, 1e-3, 0, fresh=True) > 5 * calm
@@ -248,8 +248,8 @@ def test_the_costs_are_ratios_of_all_seeds_and_dimensions(tmp_path):
 
 
 def test_the_density_on_the_way_is_that_of_moved_points():
-    A = 0.5 * torch.randn(2, 2, generator=seeded(3), dtype=torch.float64)
-    flow, x = linear_flow(), torch.randn(5, 2, generator=seeded(0), dtype=torch.float64)
+    A = 0.5 * torch.randn(2, 2, generator=seeded(3, 0), dtype=torch.float64)
+    flow, x = linear_flow(), torch.randn(5, 2, generator=seeded(0, 0), dtype=torch.float64)
     E = torch.linalg.matrix_exp(0.6 * A)  # from t = 0.4 to 1
     normal = torch.distributions.MultivariateNormal(0 * x[0], precision_matrix=E.T @ E)
     found = lecture.density_at(flow, 0.4, x, steps=64)
@@ -259,7 +259,7 @@ def test_the_density_on_the_way_is_that_of_moved_points():
 
 def test_the_mean_density_prefers_spots_that_are_too_narrow_and_one_as_much_as_eight():
     truth = TOYS["8gaussians"]
-    x = truth.sample(200_000, seeded(0), dtype=torch.float64)
+    x = truth.sample(200_000, seeded(0, 0), dtype=torch.float64)
 
     def mean_density(narrower, spots):
         weights = torch.full((spots,), 1 / spots, dtype=torch.float64)

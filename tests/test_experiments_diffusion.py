@@ -24,6 +24,7 @@ from experiments.diffusion import (
     training,
 )
 from machinery import claims
+from machinery.seeds import seeded
 from machinery.store import Store
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
@@ -58,14 +59,14 @@ def test_random_mixtures_are_standardized_and_differ_by_seed(d):
     mean, cov = laws.moments(p)
     assert mean.abs().max() < 1e-12
     assert (cov.diagonal() - 1).abs().max() < 1e-12
-    x = p.sample(200_000, laws.seeded(0), **DOUBLE)
+    x = p.sample(200_000, seeded(0, 0), **DOUBLE)
     assert (x.T.cov() - cov).abs().max() < 0.02
     assert not torch.equal(laws.random_mixture(4, d=d).means, p.means)
 
 
 def test_the_score_for_many_times_is_the_score_at_each_and_the_slope_of_the_surprise():
     p, t = laws.random_mixture(1, d=2), torch.tensor([0.1, 0.4, 0.9], **DOUBLE)
-    x = torch.randn(3, 2, generator=laws.seeded(0), **DOUBLE).requires_grad_()
+    x = torch.randn(3, 2, generator=seeded(0, 0), **DOUBLE).requires_grad_()
     score = laws.MixtureScore(p)
     together = score(t, x)
     apart = torch.cat([score(float(u), y[None]) for u, y in zip(t, x, strict=True)])
@@ -80,7 +81,7 @@ def test_the_gaussian_score_is_that_of_a_mixture_with_one_part():
         torch.tensor([[0.3, -1.0]], **DOUBLE),
         torch.tensor([[0.5, 0.2]], **DOUBLE),
     )
-    x = torch.randn(4, 2, generator=laws.seeded(0), **DOUBLE)
+    x = torch.randn(4, 2, generator=seeded(0, 0), **DOUBLE)
     ours = laws.GaussianScore(*laws.moments(p))(0.3, x)
     torch.testing.assert_close(ours, laws.MixtureScore(p)(0.3, x))
 
@@ -90,7 +91,7 @@ def test_quantiles_are_scipys_and_the_distance_is_scipys():
     x = laws.quantiles(q, 101)[:, 0] if laws.quantiles(q, 101).dim() > 1 else laws.quantiles(q, 101)
     wanted = stats.norm(0, 0.4).ppf((torch.arange(101) + 0.5) / 101)
     assert torch.allclose(x, torch.as_tensor(wanted), atol=1e-9)
-    sample = p.sample(101, laws.seeded(0), **DOUBLE)
+    sample = p.sample(101, seeded(0, 0), **DOUBLE)
     ours = laws.distance(sample, x)
     assert ours == pytest.approx(stats.wasserstein_distance(sample.flatten(), x), rel=1e-9)
 
@@ -124,10 +125,10 @@ def test_an_unknown_grid_is_refused():
 )
 def test_two_samplers_are_those_of_the_library(name, method):
     score, steps = laws.MixtureScore(laws.random_mixture(0)), 20
-    generator = laws.seeded(1)
+    generator = seeded(1, 0)
     noise = lambda *x: torch.randn(6, 1, generator=generator, **DOUBLE)  # noqa: E731
     theirs = sample_sde(score, noise, Schedule(), steps=steps, method=method)
-    generator = laws.seeded(1)
+    generator = seeded(1, 0)
     times = [1 - k / steps for k in range(steps)]  # the last step of the library is the mean
     ours = samplers.sample(name, score, noise(), times, noise)
     torch.testing.assert_close(ours, theirs)
@@ -137,7 +138,7 @@ def test_two_samplers_are_those_of_the_library(name, method):
 def test_freezing_the_mean_is_exact_for_one_point(name):
     """On the way: the state is a x₀ + s η at every level, with η of variance one."""
     score = laws.MixtureScore(one_point())
-    noise = samplers.Stratified(laws.seeded(0))
+    noise = samplers.Stratified(seeded(0, 0))
     for t, x in samplers.states(name, score, noise.start(4096), samplers.grid("t", 4, 0.1), noise):
         if 0 < t < 1:
             at = samplers.level(t)
@@ -151,7 +152,7 @@ def test_freezing_the_sum_keeps_the_normal_law_and_euler_maruyama_widens_it():
     score, times = laws.MixtureScore(gaussian(1.0)), samplers.grid("t", 10, 0.1)
     spread = {}
     for name in (samplers.SUM, samplers.EULER):
-        noise = samplers.Stratified(laws.seeded(0))
+        noise = samplers.Stratified(seeded(0, 0))
         found = list(samplers.states(name, score, noise.start(4096), times, noise))
         spread[name] = found[-2][1].var().item()
     assert spread[samplers.SUM] == pytest.approx(1, abs=0.02)
@@ -200,14 +201,14 @@ def test_orders_on_a_gaussian_whose_samplers_are_linear_maps(name):
 def test_evenly_spread_noise_gives_the_law_of_drawn_noise():
     p = laws.random_mixture(0)
     score, times = laws.MixtureScore(p), samplers.grid("√t", 31, 0.03)
-    noise = samplers.Stratified(laws.seeded(0))
+    noise = samplers.Stratified(seeded(0, 0))
     even = samplers.sample(samplers.EULER, score, noise.start(4096), times, noise)
-    generator = laws.seeded(1)
+    generator = seeded(1, 0)
     draw = lambda x: torch.randn(x.shape, generator=generator, **DOUBLE)  # noqa: E731
     drawn = samplers.sample(samplers.EULER, score, draw(torch.empty(65_536, 1)), times, draw)
     exact = laws.quantiles(p, 4096)
     thinned = drawn.flatten().sort().values[8::16]
-    draws = (p.sample(65_536, laws.seeded(k), **DOUBLE).sort(0).values[8::16] for k in (2, 3, 4))
+    draws = (p.sample(65_536, seeded(k, 0), **DOUBLE).sort(0).values[8::16] for k in (2, 3, 4))
     floor = sum(laws.distance(x, exact) for x in draws) / 3
     assert laws.distance(even, thinned) < 2 * floor
     ours, theirs = (laws.distance(x, exact) for x in (even, thinned))
@@ -254,10 +255,10 @@ def test_the_hjb_residual_vanishes_only_with_noise():
 def test_the_cost_of_the_best_control_is_the_value_and_that_of_others_is_more_by_their_error():
     """For Gaussian data the excess of a scaled control has a closed form by its variances."""
     p, x = gaussian(0.5), torch.full((500, 1), 0.7, **DOUBLE)
-    best = control.controlled(p, control.scaled(p, 1.0), x, laws.seeded(0), 1600)
+    best = control.controlled(p, control.scaled(p, 1.0), x, seeded(0, 0), 1600)
     assert best.excess.mean().abs() < 0.03
     c = 1.3
-    found = control.controlled(p, control.scaled(p, c), x, laws.seeded(0), 1600).excess.mean()
+    found = control.controlled(p, control.scaled(p, c), x, seeded(0, 0), 1600).excess.mean()
     # ½∫β(c − 1)² E S² dτ, where Y has the drift β(½ − c/v)Y and S = −Y/v
     square, total, n = 0.49, 0.0, 4000
     end = samplers.grid("√t", 1, control.LAST)[-1]
@@ -275,14 +276,14 @@ def test_the_cost_of_the_best_control_is_the_value_and_that_of_others_is_more_by
 
 
 def test_velocities_of_the_family_are_the_library_s_and_flow_matching_s():
-    p, x = laws.random_mixture(0, d=2), torch.randn(5, 2, generator=laws.seeded(0), **DOUBLE)
+    p, x = laws.random_mixture(0, d=2), torch.randn(5, 2, generator=seeded(0, 0), **DOUBLE)
     score = laws.MixtureScore(p)
     from ctdl_lib.generative import ProbabilityFlow
 
     ours = family.Velocity(family.PATHS[family.DIFFUSION], score)(0.4, x)
     torch.testing.assert_close(ours, ProbabilityFlow(score, Schedule())(0.4, x))
     # the mean of z − x₀ given (1 − t)x₀ + t z, by weights over many x₀
-    t, x0 = 0.6, p.sample(400_000, laws.seeded(1), **DOUBLE)
+    t, x0 = 0.6, p.sample(400_000, seeded(1, 0), **DOUBLE)
     at = x[:1]
     z = (at - (1 - t) * x0) / t
     weight = torch.softmax(-0.5 * z.square().sum(1), 0)
@@ -293,7 +294,7 @@ def test_velocities_of_the_family_are_the_library_s_and_flow_matching_s():
 
 def test_all_interpolants_carry_noise_to_the_same_data():
     score = laws.MixtureScore(laws.random_mixture(1, d=2))
-    eta = torch.randn(5, 2, generator=laws.seeded(0), **DOUBLE)
+    eta = torch.randn(5, 2, generator=seeded(0, 0), **DOUBLE)
     ends = [family.solved(name, score, eta, tol=1e-8)[0] for name in family.PATHS]
     for other in ends[1:]:
         torch.testing.assert_close(other, ends[0], rtol=0, atol=1e-5)
@@ -311,7 +312,7 @@ def test_relative_errors_are_zero_for_the_truth_and_one_for_no_score():
 
 
 def test_the_metric_notices_spoiled_data():
-    real, more = (TOYS["moons"].sample(10_000, laws.seeded(k)) for k in range(2))
+    real, more = (TOYS["moons"].sample(10_000, seeded(k, 0)) for k in range(2))
     floor = learned.sliced(more, real)
     for how in learned.SPOILED.values():
         bad = learned.spoiled(more, *how)
@@ -324,7 +325,7 @@ def test_the_metric_notices_spoiled_data():
 
 @pytest.mark.parametrize("name", training.CLASSES)
 def test_classes_are_the_parts_of_a_density(name):
-    parts, x = training.parts(name), TOYS[name].sample(50, laws.seeded(0))
+    parts, x = training.parts(name), TOYS[name].sample(50, seeded(0, 0))
     each = torch.stack([p.log_prob(x) for p in parts], 1)
     whole = each.logsumexp(1) - math.log(len(parts))
     torch.testing.assert_close(whole, TOYS[name].log_prob(x), rtol=0, atol=1e-4)
@@ -334,7 +335,7 @@ def test_a_labelled_training_tells_its_classes_apart():
     key = training.LABELLED | {"width": 32, "hidden": 2, "batch": 128, "steps": 300}
     parts = training.parts("moons")
     model = training.untrained_labelled(parts, key, 0)
-    z = torch.randn(200, 2, generator=laws.seeded(1))
+    z = torch.randn(200, 2, generator=seeded(1, 0))
 
     def share(label):
         x = samplers.sample(samplers.HEUN, model.score(label), z, samplers.grid("√t", 15, 0.03))

@@ -25,8 +25,9 @@ from experiments.hjb_and_pontryagin import (
     training,
 )
 from experiments.hjb_and_pontryagin.corridor import AT, GATE, STEPS, Filtered
-from experiments.hjb_and_pontryagin.training import DOUBLE, seeded
+from experiments.hjb_and_pontryagin.training import DOUBLE
 from machinery import claims
+from machinery.seeds import seeded
 from machinery.store import Store
 
 pytestmark = pytest.mark.usefixtures("as_the_book_computes")

@@ -18,6 +18,7 @@ from experiments.pde_control.mitigation import (
 )
 from experiments.pde_control.networks import WIDEST, Height, picture, steering, untrained
 from machinery import claims
+from machinery.seeds import seeded
 from machinery.store import Store
 
 pytestmark = pytest.mark.usefixtures("as_the_book_computes")
@@ -38,7 +39,7 @@ def scaled(problem, c):
 
 
 def test_the_quadratic_is_the_cost_of_a_simulation(problem):
-    a = torch.rand(3, 25, generator=learners.seeded(0), dtype=torch.float64)
+    a = torch.rand(3, 25, generator=seeded(0), dtype=torch.float64)
     simulated = rollout(problem, checks.opened(a), problem.start, steps=25).cost
     torch.testing.assert_close(quadratic(problem)(a), simulated, rtol=1e-9, atol=0)
 

@@ -25,6 +25,7 @@ from experiments.quadcopter import (
 )
 from experiments.quadcopter.disturbances import ARM, DRAG, GUST, Disturbed, sideways
 from machinery import claims
+from machinery.seeds import seeded
 from machinery.store import Store
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
@@ -59,7 +60,7 @@ def at_rest(n=3):
 def test_the_expansion_is_that_of_the_cost_to_go():
     """Perturb a start: the linear feedback pays what the quadratic form says, to third order."""
     along = plans.along(50)
-    direction = torch.randn(1, 12, generator=training.seeded(0), **DOUBLE)
+    direction = torch.randn(1, 12, generator=seeded(0), **DOUBLE)
     errors = []
     for size in (2e-3, 1e-3):
         x = along.x[0] + size * direction
@@ -167,8 +168,8 @@ def test_the_first_flights_of_a_scene_are_the_same_however_many_there_are(name):
 
 
 def test_without_disturbances_it_is_the_quadcopter():
-    x = torch.randn(4, 12, generator=training.seeded(0), **DOUBLE)
-    u = torch.randn(4, 4, generator=training.seeded(1), **DOUBLE)
+    x = torch.randn(4, 12, generator=seeded(0), **DOUBLE)
+    u = torch.randn(4, 4, generator=seeded(1), **DOUBLE)
     ours, theirs = Disturbed(0.2), Quadcopter(0.2)
     assert torch.equal(ours.drift(0.5, x, u), theirs.drift(0.5, x, u))
     assert torch.equal(ours.running_cost(0.5, x, u), theirs.running_cost(0.5, x, u))
@@ -180,7 +181,7 @@ def test_a_weak_rotor_is_that_of_four_rotors():
     mix = torch.tensor(
         [[1, 1, 1, 1], [DRAG, -DRAG, DRAG, -DRAG], [ARM, 0, -ARM, 0], [0, ARM, 0, -ARM]], **DOUBLE
     )
-    u = torch.randn(5, 4, generator=training.seeded(2), **DOUBLE)
+    u = torch.randn(5, 4, generator=seeded(2), **DOUBLE)
     thrusts = torch.linalg.solve(mix, u.T)
     thrusts[0] *= 0.85
     ours = Disturbed(0.2, loss=0.15).applied(u)
@@ -194,7 +195,7 @@ def test_a_heavy_copter_falls_when_it_asks_for_its_old_hovering_thrust():
 
 
 def test_a_gust_pushes_sideways_and_only_for_its_time():
-    gust = sideways(6, training.seeded(3))
+    gust = sideways(6, seeded(3))
     torch.testing.assert_close(gust.norm(dim=1), torch.full((6,), GUST, **DOUBLE))
     assert gust[:, 2].abs().max() == 0
     x, u = torch.zeros(6, 12, **DOUBLE), plans.HOVER.expand(6, 4)
@@ -215,7 +216,7 @@ def test_a_blend_is_linear_on_the_plan_and_the_network_far_away(phi):
 
 
 def test_shares_of_one_and_zero_are_the_network_and_the_linear_feedback(phi):
-    x = at_rest() + 0.1 * torch.randn(3, 12, generator=training.seeded(4), **DOUBLE)
+    x = at_rest() + 0.1 * torch.randn(3, 12, generator=seeded(4), **DOUBLE)
     ends = {1.0: flights.network(phi)(50), 0.0: flights.linear(50)}
     for share, wanted in ends.items():
         torch.testing.assert_close(blends.shared(phi, share, 50)(0.0, x), wanted(0.0, x))
@@ -272,7 +273,7 @@ def test_every_seed_has_flights_of_its_own_and_the_rival_the_same_ones():
 
 
 def test_a_difference_is_paired_flight_by_flight():
-    drawn = torch.randn(400, generator=training.seeded(5), **DOUBLE)
+    drawn = torch.randn(400, generator=seeded(5), **DOUBLE)
     rival = [{"a": (1000 * drawn).tolist()}]
     ours = [{"a": (1000 * drawn + 3 + s).tolist()} for s in range(3)]
     d = evidence.difference(ours, rival, "a")
@@ -347,7 +348,7 @@ def test_planted_costs_turn_the_verdict_on_linear_feedback(found):
 
 
 def test_arms_are_of_equal_length_perpendicular_and_across_the_thrust():
-    x = torch.randn(12, generator=training.seeded(6), **DOUBLE)
+    x = torch.randn(12, generator=seeded(6), **DOUBLE)
     ends = lecture.arms(x)
     first, second = (ends[i, 0] - ends[i, 1] for i in (0, 1))
     assert first.norm().item() == pytest.approx(0.7)

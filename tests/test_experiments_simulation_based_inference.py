@@ -23,17 +23,10 @@ from experiments.simulation_based_inference import (
     references,
 )
 from experiments.simulation_based_inference.campaigns import seeds as spawned
-from experiments.simulation_based_inference.maps import (
-    COT,
-    COT_READS,
-    FMPE,
-    METHODS,
-    NPE,
-    PCP,
-    seeded,
-)
+from experiments.simulation_based_inference.maps import COT, COT_READS, FMPE, METHODS, NPE, PCP
 from experiments.simulation_based_inference.predators import OBSERVED, Campaign, features
 from experiments.simulation_based_inference.problems import LinearGaussian
+from machinery.seeds import seeded
 from machinery.store import Store
 
 double = torch.float64
@@ -63,7 +56,7 @@ def found():
 
 def some_map(method, d=2, m=3, box=None):
     """An untrained map that knows the scale of some data."""
-    x, y = torch.rand(50, d, generator=seeded(0)), torch.randn(50, m, generator=seeded(1))
+    x, y = torch.rand(50, d, generator=seeded(0, 0)), torch.randn(50, m, generator=seeded(1, 0))
     model = maps.model_of(key_of(method), d, m, 0, box)
     return model.standardize(x, y).requires_grad_(False), x, y
 
@@ -76,7 +69,7 @@ def test_a_map_goes_back_and_its_samples_have_the_density_that_it_says(method):
     model, x, y = some_map(method)
     bound = model.given(y[:20])
     torch.testing.assert_close(bound.inverse(bound(x[:20])), x[:20], rtol=1e-3, atol=1e-3)
-    drawn = model.given(y[0]).sample_with_log_prob(20, seeded(2))
+    drawn = model.given(y[0]).sample_with_log_prob(20, seeded(2, 0))
     ours = model.given(y[0]).log_prob(drawn.x)
     torch.testing.assert_close(drawn.log_prob, ours, rtol=1e-3, atol=1e-3)
 
@@ -92,7 +85,7 @@ def test_the_density_of_one_observation_has_mass_one(method):
 @pytest.mark.parametrize("method", [COT, PCP])
 def test_in_a_box_no_sample_leaves_it(method):
     model, _, y = some_map(method, box=((0.0, 0.0), (1.0, 1.0)))
-    x = model.given(y[0]).sample(500, seeded(3))
+    x = model.given(y[0]).sample(500, seeded(3, 0))
     assert (x >= 0).all()
     assert (x <= 1).all()
 
@@ -155,7 +148,7 @@ def test_other_steps_leave_the_flow_as_it_was():
 @pytest.mark.parametrize("method", [*METHODS, *maps.READERS[:3]])
 def test_a_training_lowers_the_nll(method):
     linear = LinearGaussian(torch.ones(1, 2, dtype=double), noise=0.3)
-    x = linear.prior.sample(1000, seeded(0), dtype=torch.float32)
+    x = linear.prior.sample(1000, seeded(0, 0), dtype=torch.float32)
     y, _ = linear.simulate(x, spawned(1000, 0))
     key = key_of(method) | {"steps": 30, "lr": 0.03}
     key |= {"average": 0.5} if "average" in key else {}  # that of long trainings lags
@@ -169,7 +162,7 @@ def test_a_training_lowers_the_nll(method):
 def test_each_objective_trains_the_encoder(method):
     model, x, y = some_map(method)
     for k, p in enumerate(model.parameters()):  # the last layer of FMPE is zero before training
-        p.add_(0.1 * torch.randn(p.shape, generator=seeded(k)))
+        p.add_(0.1 * torch.randn(p.shape, generator=seeded(k, 0)))
     loss = maps.objective(key_of(method), model.requires_grad_(True), x, y)
     (sum(loss.values()) if isinstance(loss, dict) else loss).backward()
     assert all(p.grad.abs().max() > 0 for p in model.encoder.parameters())
@@ -248,7 +241,7 @@ def predators_kept():
 
 
 def test_the_classifier_tells_what_differs_and_not_what_is_equal():
-    x, y = (torch.randn(400, 4, generator=seeded(k), dtype=double) for k in (0, 1))
+    x, y = (torch.randn(400, 4, generator=seeded(k, 0), dtype=double) for k in (0, 1))
     assert references.told_apart(x, y) == pytest.approx(50, abs=6)
     assert references.told_apart(x, y + 4) > 95
     assert references.told_apart(x, 3 * y) > 65
@@ -258,7 +251,7 @@ def test_the_classifier_tells_what_differs_and_not_what_is_equal():
 
 def test_regression_makes_rejection_exact_where_all_is_linear():
     """In the coordinates of the regression: u = logit x, y = u + noise, posterior of y = 0.5."""
-    n, generator = 40_000, seeded(0)
+    n, generator = 40_000, seeded(0, 0)
     u = torch.randn(n, 1, generator=generator, dtype=double)
     y = u + 0.5 * torch.randn(n, 1, generator=generator, dtype=double)
     low, high = predators.PROBLEM.low, predators.PROBLEM.high
@@ -276,7 +269,7 @@ def test_regression_makes_rejection_exact_where_all_is_linear():
 
 
 def test_the_synthetic_likelihood_is_that_of_a_fitted_normal_law():
-    f = torch.randn(2, 400, 3, generator=seeded(0), dtype=double)
+    f = torch.randn(2, 400, 3, generator=seeded(0, 0), dtype=double)
     completed = torch.ones(2, 400, dtype=torch.bool)
     completed[0, 100:] = False
     completed[1, 5:] = False  # too few for a covariance
@@ -304,7 +297,7 @@ class LinearSimulator:
     noise, x = 0.2, torch.full((4,), -1.5, dtype=double)
 
     def simulate(self, x, words):
-        e = torch.randn(len(x), 4, generator=seeded(len(x)), dtype=double)
+        e = torch.randn(len(x), 4, generator=seeded(len(x), 0), dtype=double)
         return x @ self.A.T + self.noise * e, torch.ones(len(x), dtype=torch.bool)
 
     @property
@@ -364,7 +357,7 @@ def test_a_loop_in_numpy_simulates_what_the_compiled_one_does():
 
 
 def test_a_box_around_samples_leaves_out_tails_and_stays_inside_of_the_prior():
-    x = torch.randn(5000, 4, generator=seeded(0)) * 0.1 + torch.tensor([0.0, 1.0, -4.9, 1.9])
+    x = torch.randn(5000, 4, generator=seeded(0, 0)) * 0.1 + torch.tensor([0.0, 1.0, -4.9, 1.9])
     box = predators.around(x)
     assert box.low[0] == pytest.approx(-0.31 - 0.155, abs=0.05)
     assert box.high[0] == pytest.approx(0.31 + 0.155, abs=0.05)
@@ -411,8 +404,8 @@ def test_few_pairs_are_calibrated_and_narrow_ones_are_not():
         def sample(self, n, generator):
             return self.y + torch.randn(n, 4, generator=generator)
 
-    y = torch.randn(500, 4, generator=seeded(5))
-    x = y + torch.randn(500, 4, generator=seeded(6))
+    y = torch.randn(500, 4, generator=seeded(5, 0))
+    x = y + torch.randn(500, 4, generator=seeded(6, 0))
     right, wrong = (
         checks._as_ranks([checks.ranked(Exact(), x, y, 0, factor)]) for factor in (1.0, 0.8)
     )
@@ -425,11 +418,11 @@ def test_few_pairs_are_calibrated_and_narrow_ones_are_not():
 def test_the_benchmarks_control_has_the_moments_of_the_reference_and_stays_in_the_box():
     task = benchmark.TASKS[1]
     root = torch.tensor([[1.0, 0.0], [0.5, 2.0]])
-    inner = torch.randn(20_000, 2, generator=seeded(1)) @ root.T
-    x = benchmark.fitted(inner, task, 8000, seeded(0))
+    inner = torch.randn(20_000, 2, generator=seeded(1, 0)) @ root.T
+    x = benchmark.fitted(inner, task, 8000, seeded(0, 0))
     torch.testing.assert_close(x.mean(0), inner.mean(0), rtol=0, atol=0.1)
     torch.testing.assert_close(x.T.cov(), inner.T.cov(), rtol=0.1, atol=0.1)
-    assert task.prior.inside(benchmark.fitted(inner + 9, task, 500, seeded(0))).all()
+    assert task.prior.inside(benchmark.fitted(inner + 9, task, 500, seeded(0, 0))).all()
 
 
 # --- what is stored -----------------------------------------------------------------------------
@@ -475,7 +468,7 @@ def test_an_ellipse_holds_its_share():
     covariance = torch.tensor([[1.0, 0.6], [0.6, 0.8]], dtype=double)
     curve = lecture.ellipse(torch.zeros(2, dtype=double), covariance)
     radius = torch.einsum("ni,ij,nj->n", curve, covariance.inverse(), curve)
-    x = torch.randn(20_000, 2, generator=seeded(0), dtype=double)
+    x = torch.randn(20_000, 2, generator=seeded(0, 0), dtype=double)
     assert float((x.square().sum(1) < radius.mean()).double().mean()) == pytest.approx(
         lecture.SHARE, abs=0.01
     )

@@ -17,6 +17,7 @@ from ctdl_lib.metrics import observed_orders
 from experiments.stochastic_control import benchmark, evidence, lecture, race, shifted, solvers
 from experiments.stochastic_control.radial import LogarithmicTarget, stepwise_values
 from machinery import claims
+from machinery.seeds import seeded
 from machinery.store import Store
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
@@ -30,7 +31,7 @@ def small(d=5, *, weight=3.0, diffusion=0.7):
 
 
 def fine_noise(steps, paths, d, seed=0):
-    g = solvers.seeded(seed)
+    g = seeded(seed)
     return torch.randn(steps, paths, d, generator=g, **DOUBLE) / math.sqrt(steps)
 
 
@@ -94,7 +95,7 @@ def test_the_loss_of_fbsnn_vanishes_for_the_exact_value_as_steps_become_fine():
 
 @pytest.mark.parametrize("solver", ["fbsnn", "ours", "deepbsde"])
 def test_all_solvers_of_the_modified_problem_start_from_the_same_slope(solver):
-    t, x = 0.25, torch.randn(4, 100, generator=solvers.seeded(0))
+    t, x = 0.25, torch.randn(4, 100, generator=seeded(0))
     if solver == "deepbsde":
         model = solvers.DeepBSDE(0, shifted.PROBLEM, gain=0.0, centred=True)
         found = -model.policy(t, x)
@@ -128,7 +129,7 @@ def test_walk_losses_take_the_penalties_on_walks_and_the_cost_on_own_paths():
 
 
 def test_the_best_value_and_the_idle_cost_are_those_of_samples():
-    x = math.sqrt(2) * torch.randn(20_000, 100, generator=solvers.seeded(0), **DOUBLE)
+    x = math.sqrt(2) * torch.randn(20_000, 100, generator=seeded(0), **DOUBLE)
     G = torch.log(0.5 + 0.5 * x.square().sum(1))
     error = 4 * G.std().item() / math.sqrt(len(G))
     assert benchmark.idle_cost() == pytest.approx(G.mean().item(), abs=error)

@@ -9,33 +9,35 @@ from scipy.stats import multivariate_normal
 
 from ctdl_lib.generative import Standardization
 from experiments.ot_flow import tabular
-from experiments.ot_flow.densities import seeded
 from machinery import claims
+from machinery.seeds import seeded
 from machinery.store import Store
 
 
 @pytest.mark.parametrize("name", tabular.TABLES)
 def test_a_table_is_divided_without_a_row_in_two_parts(name):
-    split = tabular.table(name, seeded(10), jitter=0.1)
+    split = tabular.table(name, seeded(10, 0), jitter=0.1)
     whole = torch.cat(split)
     assert whole.isfinite().all()
     assert whole.shape[1] >= 6
     assert len(whole.unique(dim=0)) == len(whole)  # no row twice, in one part or in two
     assert len(split.val) == len(split.test) == len(whole) // 10
-    again, other = (tabular.table(name, seeded(seed), jitter=0.1) for seed in (10, 11))
+    again, other = (tabular.table(name, seeded(seed, 0), jitter=0.1) for seed in (10, 11))
     assert torch.equal(whole, torch.cat(again))
     assert not torch.equal(split.test, other.test)
 
 
 @pytest.mark.parametrize("name", tabular.TABLES)
 def test_all_splits_hold_the_same_rows(name):
-    one, other = (torch.cat(tabular.table(name, seeded(seed), jitter=0.0)) for seed in (10, 11))
+    one, other = (torch.cat(tabular.table(name, seeded(seed, 0), jitter=0.0)) for seed in (10, 11))
     assert torch.equal(one.sum(1).sort().values, other.sum(1).sort().values)
 
 
 @pytest.mark.parametrize("name", tabular.SOURCES)
 def test_the_noise_is_a_tenth_and_no_column_is_nearly_another(name):
-    clean, noisy = (tabular.table(name, seeded(10), jitter=jitter).train for jitter in (0.0, 0.1))
+    clean, noisy = (
+        tabular.table(name, seeded(10, 0), jitter=jitter).train for jitter in (0.0, 0.1)
+    )
     noise = ((noisy - clean) / clean.std(0)).std(0)
     assert noise.sub(0.1).abs().max() < 0.01
     apart = torch.cov(noisy.T).inverse().diagonal().rsqrt() / noisy.std(0)
@@ -49,12 +51,12 @@ def test_columns_of_cells_do_not_repeat_each_other():
 
 def test_there_is_no_other_table():
     with pytest.raises(ValueError, match="concrete, diamonds, cells"):
-        tabular.table("rubies", seeded(0), jitter=0.1)
+        tabular.table("rubies", seeded(0, 0), jitter=0.1)
 
 
 @pytest.mark.parametrize("name", tabular.MODELS)
 def test_a_model_is_standardized_by_its_training_rows(name):
-    x = tabular.table("concrete", seeded(10), jitter=0.1).train
+    x = tabular.table("concrete", seeded(10, 0), jitter=0.1).train
     model = tabular.built(name, tabular.candidates("concrete", name)[0], 0, x)
     z = model.data(x)
     torch.testing.assert_close(z.mean(0), torch.zeros(9), atol=1e-10, rtol=0)
@@ -87,13 +89,13 @@ def test_a_peer_around_the_reference_is_the_normal_density_of_the_columns():
 
 
 def test_the_control_is_the_gaussian_of_scipy():
-    split = tabular.table("cells", seeded(10), jitter=0.1)
+    split = tabular.table("cells", seeded(10, 0), jitter=0.1)
     train, test = split.train.numpy(), split.test.numpy()
     exact = multivariate_normal(train.mean(0), np.cov(train.T)).logpdf(test)
     model = tabular.Gaussian(split.train)
     np.testing.assert_allclose(model.log_prob(split.test).numpy(), exact)
     assert tabular.judged("cells", "Gaussian", {}, 10)["test"] == pytest.approx(-exact.mean())
-    drawn = model.sample(200_000, seeded(1))
+    drawn = model.sample(200_000, seeded(1, 0))
     torch.testing.assert_close(drawn.T.corrcoef(), split.train.T.corrcoef(), atol=0.02, rtol=0)
 
 
@@ -151,7 +153,7 @@ def test_the_gap_is_taken_on_each_split():
 
 def test_hutchinson_is_for_training_alone():
     key = tabular.candidates("concrete", "CNF")[0]
-    x = tabular.table("concrete", seeded(10), jitter=0.1).train
+    x = tabular.table("concrete", seeded(10, 0), jitter=0.1).train
     model, _ = tabular.trained("CNF", key, x, 10, True)
     assert isinstance(model.flow, zuko.flows.CNF)
     assert model.flow.transform.exact

@@ -17,7 +17,8 @@ from ctdl_lib.problems import classification, datasets, densities, symbolic, veh
 from ctdl_lib.problems import control as problems
 from ctdl_lib.references import advection, finite_differences, grids, transcription
 
-torch.set_default_dtype(torch.float64)
+before = torch.get_default_dtype()
+torch.set_default_dtype(torch.float64)  # of the arguments below
 torch.manual_seed(0)
 N, D = 6, 2
 x, z, t = torch.randn(N, D), torch.randn(N, D), torch.rand(N)
@@ -474,3 +475,4 @@ CALLS = [
     ),
     (transcription.refined, {"plan": plan, "steps": 5}, {}),
 ]
+torch.set_default_dtype(before)

@@ -20,9 +20,10 @@ from ctdl_lib.dynamics import (
     standard_normal_log_prob,
 )
 from ctdl_lib.generative import Flow
+from machinery.seeds import seeded
 from machinery.store import Store
 
-from ..ot_flow.densities import seeded, solved
+from ..ot_flow.densities import solved
 from . import training
 from .trace import NORMAL, probes
 
@@ -76,7 +77,7 @@ def check(flow: Flow, seed: int, nodes: int = NODES, points: int = POINTS) -> Ch
     """The checks of one flow in double precision."""
     fine, coarse = exact(flow), solved(copy.deepcopy(flow).double(), steps=8)
     x = training.held_out("8gaussians", points).double()
-    eps = probes(NORMAL, points, 2, seeded(seed)).to(x)
+    eps = probes(NORMAL, points, 2, seeded(seed, 0)).to(x)
     with torch.no_grad():
         probe = (fine.transform(x, eps=eps).log_det - fine.transform(x).log_det).abs().max()
     return Checks(
@@ -127,7 +128,7 @@ def noisy_evaluations(flow: Flow, x: Tensor, tol: float, seed: int, *, fresh: bo
 
     It is infinite if the solver needs more than 1,000 steps.
     """
-    g, costs = seeded(seed), Statistics()
+    g, costs = seeded(seed, 0), Statistics()
     one = probes(NORMAL, len(x), x.shape[1], g).to(x)
 
     def rates(t: Tensor, state: Transformed) -> Transformed:

@@ -13,9 +13,10 @@ from ctdl_lib.dynamics import divergence, hutchinson, standard_normal_log_prob
 from ctdl_lib.generative import Flow
 from ctdl_lib.networks import ConcatSquash
 from machinery.instruments import interleaved_times
+from machinery.seeds import seeded
 from machinery.store import Store
 
-from ..ot_flow.densities import seeded, solved
+from ..ot_flow.densities import solved
 from . import training
 from .trace import SIGNS, probes
 
@@ -56,7 +57,7 @@ def costs(store: Store, seeds: Sequence[int]) -> Costs:
 def likelihood_over_sample(flow: Flow, rounds: int) -> float:
     """The time of 1,000 likelihoods over that of 1,000 samples, with tolerance 1e-5."""
     flow, x = solved(flow, **training.COUNTED), training.held_out("8gaussians", 1000)
-    g = seeded(0)
+    g = seeded(0, 0)
     t = interleaved_times(
         {"likelihood": lambda: flow.log_prob(x), "sample": lambda: flow.sample(1000, g)},
         rounds=rounds,
@@ -88,7 +89,7 @@ def zuko_over_ours(flow: Flow, rounds: int) -> float:
 @torch.no_grad()
 def divergences(d: int, rounds: int) -> tuple[float, float]:
     """The times of an exact divergence and of one probe over that of the velocity, 250 points."""
-    g = seeded(d)
+    g = seeded(d, 0)
     v = partial(ConcatSquash(d, width=64, hidden=3, generator=g), torch.tensor(0.5))
     x, eps = torch.randn(250, d, generator=g), probes(SIGNS, 250, d, g)
     contenders = {

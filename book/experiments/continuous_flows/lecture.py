@@ -13,9 +13,10 @@ from ctdl_lib.dynamics import Transformed, divergence, integrate, standard_norma
 from ctdl_lib.generative import Flow
 from ctdl_lib.problems.densities import TOYS, Mixture
 from machinery import claims, plotting
+from machinery.seeds import seeded
 from machinery.store import Run, Store, device_of, results_folder
 
-from ..ot_flow.densities import seeded, solved
+from ..ot_flow.densities import solved
 from . import checks, training
 from .evidence import CHAPTER
 
@@ -92,7 +93,7 @@ def draw_film(found: Results) -> None:
     """Draw the density and 200 points at five times on the way to the normal distribution."""
     _, axes = plt.subplots(1, len(TIMES), figsize=(8.6, 2.0), sharey=True)
     axis, x = plane(found.nodes)
-    points = TOYS["8gaussians"].sample(200, seeded(1))
+    points = TOYS["8gaussians"].sample(200, seeded(1, 0))
     path = solved(found.first, steps=16)(points, save_at=TIMES)
     for ax, t, moved in zip(axes, TIMES, path, strict=True):
         p = density_at(found.first, t, x).reshape(len(axis), -1)
@@ -155,7 +156,7 @@ def draw_seven(found: Results) -> None:
         fine = solved(flow, steps=16)
         p = fine.log_prob(x).exp().reshape(len(axis), -1)
         data = training.held_out(name, 1500)
-        for ax, dots in ((column[0], data), (column[2], fine.sample(1500, seeded(0)))):
+        for ax, dots in ((column[0], data), (column[2], fine.sample(1500, seeded(0, 0)))):
             ax.scatter(*dots.T, s=0.4, c="black", linewidths=0, rasterized=True)
         column[1].pcolormesh(axis, axis, p.T, rasterized=True)
         for ax in column:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ctdl_lib.learning import Step, cosine, train
 from ctdl_lib.problems.densities import TOYS
+from machinery.seeds import seeded
 from machinery.store import Store
 
-from ..ot_flow.densities import seeded
 from .training import POINTS, RATES, WATCHED, best_rate, held_out
 
 CNF, SPLINES = "zuko's continuous flow", "zuko's spline flow"

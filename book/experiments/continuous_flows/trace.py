@@ -15,9 +15,10 @@ from ctdl_lib.generative import Flow
 from ctdl_lib.learning import Step, cosine, train
 from ctdl_lib.networks import ConcatSquash
 from ctdl_lib.problems.densities import TOYS
+from machinery.seeds import seeded
 from machinery.store import Store
 
-from ..ot_flow.densities import seeded, solved
+from ..ot_flow.densities import solved
 from .training import RATES, best_rate
 
 SEEDS = (10, 11, 12)  # learning rates are chosen on seed 0
@@ -60,7 +61,7 @@ def variance(d: int, kind: str, seed: int, repeats: int = REPEATS) -> Variance:
 
     Reference: hutchinson1989stochastic.
     """
-    g = seeded(seed)
+    g = seeded(seed, 0)
     field = partial(ConcatSquash(d, width=64, hidden=3, generator=g), torch.tensor(0.5))
     x = torch.randn(1, d, generator=g)
     exact = divergence(field, x).divergence
@@ -103,7 +104,8 @@ class Rotated:
     @property
     def Q(self) -> Tensor:  # noqa: N802
         """The rotation, the same for all seeds."""
-        A = torch.randn(2 * self.planes, 2 * self.planes, generator=seeded(7), dtype=torch.float64)
+        size, drawn = 2 * self.planes, {"generator": seeded(7, 0), "dtype": torch.float64}
+        A = torch.randn(size, size, **drawn)
         return torch.linalg.qr(A).Q.to(torch.get_default_dtype())
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
@@ -134,7 +136,7 @@ class Settings:
 def untrained(key: Settings, seed: int) -> Flow:
     """The flow before its training."""
     d = 2 * key.planes
-    net = ConcatSquash(d, width=key.width, hidden=key.hidden, generator=seeded(seed))
+    net = ConcatSquash(d, width=key.width, hidden=key.hidden, generator=seeded(seed, 0))
     return Flow(net, d, solver={"steps": key.rk4}, standardize=False)
 
 
@@ -178,7 +180,7 @@ class Outcome:
 
 def held_out(store: Store) -> Tensor:
     """The points on which all trainings in eight dimensions are judged."""
-    return Rotated(PLANES).sample(50 if store.run == "smoke" else POINTS, seeded(99))
+    return Rotated(PLANES).sample(50 if store.run == "smoke" else POINTS, seeded(99, 0))
 
 
 def outcome(store: Store, kind: str, seeds: Sequence[int]) -> Outcome:

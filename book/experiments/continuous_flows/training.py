@@ -15,10 +15,11 @@ from ctdl_lib.generative import Flow
 from ctdl_lib.learning import Step, cosine, train
 from ctdl_lib.networks import ConcatSquash
 from ctdl_lib.problems.densities import TOYS
+from machinery.seeds import seeded
 from machinery.store import Record, Store
 
 from ..ot_flow import densities
-from ..ot_flow.densities import difference, seeded, solved
+from ..ot_flow.densities import difference, solved
 from ..ot_flow.rivals import regularized
 from ..ot_flow.steps import inverse_error
 
@@ -145,7 +146,7 @@ def _stem(kind: str) -> str:
 
 def untrained(key: Settings, seed: int) -> Flow:
     """The flow before its training, with two records that are kept with its weights."""
-    net: nn.Module = ConcatSquash(2, width=key.width, hidden=key.hidden, generator=seeded(seed))
+    net: nn.Module = ConcatSquash(2, width=key.width, hidden=key.hidden, generator=seeded(seed, 0))
     net = LearnedTime(net) if key.learned_time else net
     solver: dict[str, Any] = {"backprop": key.backprop}
     solver |= {"steps": key.rk4} if key.tol is None else {"tol": key.tol}

@@ -12,19 +12,11 @@ from torch import Tensor
 from ctdl_lib.potentials import AutodiffPotential
 from ctdl_lib.problems.densities import Mixture
 from machinery.claims import ROUND_OFF
+from machinery.seeds import seeded
 from machinery.store import Store
 
 from . import samplers
-from .laws import (
-    DOUBLE,
-    SCHEDULE,
-    GaussianScore,
-    MixtureScore,
-    Surprise,
-    moments,
-    random_mixture,
-    seeded,
-)
+from .laws import DOUBLE, SCHEDULE, GaussianScore, MixtureScore, Surprise, moments, random_mixture
 from .race import seeds_of
 
 STEPS, PATHS, LAST = 800, 300, 0.03

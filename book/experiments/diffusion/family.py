@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ctdl_lib.dynamics import integrate
+from machinery.seeds import seeded
 from machinery.store import Store
 
 from . import samplers
-from .laws import DOUBLE, SCHEDULE, MixtureScore, distance, quantiles, random_mixture, seeded
+from .laws import DOUBLE, SCHEDULE, MixtureScore, distance, quantiles, random_mixture
 from .race import POINTS, seeds_of
 from .samplers import Stratified
 
@@ -121,7 +122,7 @@ def budgets(store: Store, seed: int = 0) -> dict[str, dict[int, list[float]]]:
 
     def error(name: str, n: int, s: int) -> float:
         p = random_mixture(s)
-        x = Stratified(seeded(s)).start(points)
+        x = Stratified(seeded(s, 0)).start(points)
         end, _ = solved(name, MixtureScore(p), x, steps=(n - 1) // 2, method="heun")
         return distance(end, quantiles(p, points))
 

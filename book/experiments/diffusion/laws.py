@@ -10,14 +10,10 @@ from ctdl_lib.generative import Schedule
 from ctdl_lib.generative.maps import TransportMap
 from ctdl_lib.networks.embeddings import Time, times_like
 from ctdl_lib.problems.densities import Mixture
+from machinery.seeds import seeded
 
 SCHEDULE = Schedule()
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
-
-
-def seeded(seed: int, k: int = 0) -> torch.Generator:
-    """The k-th generator of a seed."""
-    return torch.Generator().manual_seed(1_000_003 * seed + k)
 
 
 def noisy(p: Mixture, t: float | Tensor) -> Mixture:
@@ -32,7 +28,7 @@ def random_mixture(seed: int, d: int = 1, parts: int = 3, width: float | None = 
     Before all is standardized, weights are between 1 and 2, means are uniform in [−1.5, 1.5]ᵈ, and
     standard deviations between 0.03 and 0.3, uniform in their logarithms, or all equal to `width`.
     """
-    generator = seeded(seed)
+    generator = seeded(seed, 0)
     weights = 1 + torch.rand(parts, generator=generator, **DOUBLE)
     means = 3 * torch.rand(parts, d, generator=generator, **DOUBLE) - 1.5
     std = 0.03 * 10 ** torch.rand(parts, d, generator=generator, **DOUBLE)

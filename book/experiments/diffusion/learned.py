@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ctdl_lib import metrics
 from ctdl_lib.generative import Flow, ProbabilityFlow
 from ctdl_lib.problems.densities import TOYS, Mixture
+from machinery.seeds import seeded
 from machinery.store import Store
 
 from ..ot_flow import densities
@@ -23,7 +24,6 @@ from .laws import (
     noisy,
     quantiles,
     random_mixture,
-    seeded,
 )
 from .laws import distance as w1
 from .race import POINTS, Race, seeds_of, times_of
@@ -118,7 +118,7 @@ def drawn(score: Callable[..., Tensor], n: int, times: list[float], name: str, s
 
 def sliced(x: Tensor, y: Tensor) -> float:
     """The sliced Wasserstein distance of two sets of samples."""
-    return metrics.sliced_wasserstein(x, y, projections=100, generator=seeded(0))
+    return metrics.sliced_wasserstein(x, y, projections=100, generator=seeded(0, 0))
 
 
 def spoiled(x: Tensor, shift: float, scale: float) -> Tensor:
@@ -258,7 +258,7 @@ def guided(store: Store, seed: int = 0) -> dict[float, list[float]]:
         one = Mixture(both.weights[:3] / both.weights[:3].sum(), both.means[:3], both.std[:3])
         whole, part = MixtureScore(both), MixtureScore(one)
         score = lambda t, x: whole(t, x) + w * (part(t, x) - whole(t, x))  # noqa: E731
-        x = samplers.sample(HEUN, score, Stratified(seeded(s)).start(points), times)
+        x = samplers.sample(HEUN, score, Stratified(seeded(s, 0)).start(points), times)
         return w1(x, quantiles(one, points))
 
     compute = lambda: {str(w): [error(s, w) for s in seeds] for w in weights}  # noqa: E731

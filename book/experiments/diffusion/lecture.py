@@ -12,10 +12,11 @@ from torch import Tensor
 from ctdl_lib.generative import Flow
 from ctdl_lib.problems.densities import TOYS, Mixture
 from machinery import claims, plotting
+from machinery.seeds import seeded
 from machinery.store import Run, Store, device_of, results_folder
 
 from . import control, family, learned, race, samplers, training
-from .laws import DOUBLE, MixtureScore, Surprise, noisy, seeded
+from .laws import DOUBLE, MixtureScore, Surprise, noisy
 from .samplers import EULER, HEUN, LINE, MEAN, SUM
 
 SENTENCES = (
@@ -76,7 +77,7 @@ def draw_strip() -> None:
     _, axes = plt.subplots(1, 3, figsize=(8.6, 2.8), sharey=True)
     for ax in axes:
         shade(ax, p, times, [noisy(p, t) for t in times])
-    steps, generator = 300, seeded(1)
+    steps, generator = 300, seeded(1, 0)
     t = torch.linspace(0, 1, steps + 1, **DOUBLE)
     x = [p.sample(8, generator, **DOUBLE)]
     for k in range(steps):
@@ -84,7 +85,7 @@ def draw_strip() -> None:
         noise = torch.randn(8, 1, generator=generator, **DOUBLE)
         x.append(keep * x[-1] + torch.sqrt(1 - keep**2) * noise)
     axes[0].plot(t, torch.cat(x, 1).T, lw=0.7, c=plotting.COLORS[0])
-    start = torch.randn(8, 1, generator=seeded(2), **DOUBLE)
+    start = torch.randn(8, 1, generator=seeded(2, 0), **DOUBLE)
     noise = lambda x: torch.randn(x.shape, generator=generator, **DOUBLE)  # noqa: E731
     for ax, name, color in zip(axes[1:], (EULER, HEUN), plotting.COLORS[1:], strict=False):
         grid = samplers.grid("√t", 300, 0.003)
@@ -122,7 +123,7 @@ def draw_control() -> None:
     for ax, scale in zip(axes, (0.5, 1.0, 1.5), strict=True):
         strip = times.numpy(), axis.numpy(), phi.numpy()
         drawn = ax.pcolormesh(*strip, cmap="cividis_r", rasterized=True)
-        found = control.controlled(p, control.scaled(p, scale), x, seeded(3), 400)
+        found = control.controlled(p, control.scaled(p, scale), x, seeded(3, 0), 400)
         ax.plot(found.t, found.x[:, :12, 0], lw=0.6, c="white")
         ax.plot(1, 0.8, "o", c=plotting.COLORS[1], ms=5)
         ax.set(xlim=(0, 1.02), ylim=(-REACH, REACH), xlabel="t")
@@ -160,7 +161,7 @@ def draw_seven(found: Results) -> None:
     for column, (name, flow) in zip(axes.T, found.flows.items(), strict=True):
         score = training.score_of(flow)
         x = flow.data.inverse(learned.drawn(score, 1500, times, HEUN, 0))
-        for ax, dots in zip(column, (TOYS[name].sample(1500, seeded(99)), x), strict=True):
+        for ax, dots in zip(column, (TOYS[name].sample(1500, seeded(99, 0)), x), strict=True):
             ax.scatter(*dots.T, s=0.4, c="black", linewidths=0, rasterized=True)
             ax.set(xticks=[], yticks=[], aspect="equal", xlim=(-4.2, 4.2), ylim=(-4.2, 4.2))
         column[0].set_title(name, fontsize=8)
@@ -188,7 +189,7 @@ def draw_family() -> None:
 def draw_copies(found: Results) -> None:
     """Draw samples by the perfect score of 30 points, of the density, and by a learned score."""
     name, flow = "moons", found.flows["moons"]
-    few, times = TOYS[name].sample(30, seeded(5), **DOUBLE), samplers.grid("√t", 40, 0.003)
+    few, times = TOYS[name].sample(30, seeded(5, 0), **DOUBLE), samplers.grid("√t", 40, 0.003)
     few = flow.data(few.float()).double()
     spots = Mixture(torch.full((30,), 1 / 30, **DOUBLE), few, torch.full((30, 2), 1e-4, **DOUBLE))
     scores = {
@@ -196,7 +197,7 @@ def draw_copies(found: Results) -> None:
         "learned score": lambda t, x: training.score_of(flow)(t, x.float()).double(),
     }
     _, axes = plt.subplots(1, 2, figsize=(6.6, 2.6), sharey=True)
-    noise = torch.randn(400, 2, generator=seeded(6), **DOUBLE)
+    noise = torch.randn(400, 2, generator=seeded(6, 0), **DOUBLE)
     for ax, (title, score) in zip(axes, scores.items(), strict=True):
         x = samplers.sample(HEUN, score, noise, times)
         ax.plot(*few.T, "o", ms=7, mfc="none", c=plotting.COLORS[1], label="the 30 points")

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from ctdl_lib.problems.densities import Mixture
+from machinery.seeds import seeded
 from machinery.store import Store
 
 from . import samplers
-from .laws import DOUBLE, MixtureScore, distance, quantiles, random_mixture, seeded
+from .laws import DOUBLE, MixtureScore, distance, quantiles, random_mixture
 from .samplers import FLOW, GRIDS, HEUN, LINE, MEAN, SAMPLERS, SUM, Stratified
 
 POINTS = 4096

@@ -11,11 +11,12 @@ from torch.nn import functional
 
 from ctdl_lib import metrics
 from ctdl_lib.learning import Step, cosine, minibatches, train
+from machinery.seeds import seeded
 from machinery.store import Store
 
 from . import comparisons
 from .grids import Field, resample
-from .training import PIXELS, images, seeded
+from .training import PIXELS, images
 
 FEATURES = 32
 CLASSIFYING: dict[str, Any] = {
@@ -153,7 +154,7 @@ def quality(net: Classifier, x: Field, real: Tensor, seed: int = 0) -> dict[str,
     u, v = net.features(x), net.features(real)
     precision, coverage = neighbourhoods(u, v)
     flat, flat_real = x.flatten(1), resample(real, n).flatten(1)
-    how: dict[str, Any] = {"projections": 500, "generator": seeded(seed)}
+    how: dict[str, Any] = {"projections": 500, "generator": seeded(seed, 0)}
     return {
         "frechet": frechet(u, v),
         "sure": sure(net, x),

@@ -18,11 +18,12 @@ from machinery.claims import (
     spread_of,
     within,
 )
+from machinery.seeds import seeded
 from machinery.store import Run, Store, device_of
 
 from . import digits, dimension, factorial, judging, mixture, multilevel, operators, patterns
 from .judging import FEW, FEWER, Judged, Quality, Table
-from .training import CASES, CHAPTER, LAWS, LIMITS, fitted, seeded
+from .training import CASES, CHAPTER, LAWS, LIMITS, fitted
 
 BOOK = "this book"
 SLIDE = "slide Score-based diffusion, infinite-dimensional"

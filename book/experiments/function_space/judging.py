@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ctdl_lib import metrics
 from ctdl_lib.generative import denoising
+from machinery.seeds import seeded
 from machinery.store import Store
 
 from . import comparisons, digits
@@ -24,7 +25,6 @@ from .training import (
     fitted,
     images,
     model_of,
-    seeded,
     seeds_of,
     settings_of,
     training_of,
@@ -179,7 +179,7 @@ def denoising_loss(
 def distances(x: Tensor, real: Tensor, seed: int = 0, small: bool = False) -> dict[str, float]:
     """Sliced Wasserstein distance, energy distance in L², and the Vendi score."""
     x, real = x.flatten(1), real.flatten(1)
-    how: dict[str, Any] = {"projections": 200 if small else 1000, "generator": seeded(seed)}
+    how: dict[str, Any] = {"projections": 200 if small else 1000, "generator": seeded(seed, 0)}
     return {
         "sw": metrics.sliced_wasserstein(x, real[: len(x)], **how),
         "energy": comparisons.energy_distance(x / x.shape[1] ** 0.5, real / x.shape[1] ** 0.5),
@@ -230,7 +230,7 @@ def baseline(store: Store, seed: int = 0) -> list[dict[str, dict[str, float]]]:
     def compute() -> dict[str, Any]:
         rows = []
         for s in seeds:
-            chosen = learned[torch.randperm(4000, generator=seeded(s))[:count]]
+            chosen = learned[torch.randperm(4000, generator=seeded(s, 0))[:count]]
             how = seed, small
             row = {
                 str(n): distances(resample(chosen, n), real_fields(n, *how), *how)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ctdl_lib.generative import Denoiser, Score
 from machinery import claims, plotting
+from machinery.seeds import seeded
 from machinery.store import Run, Store, device_of, results_folder
 
 from . import digits, dimension, factorial, mixture
@@ -29,7 +30,6 @@ from .training import (
     SCHEDULE,
     fitted,
     fno_of,
-    seeded,
     seeds_of,
     steps_of,
 )
@@ -133,9 +133,9 @@ def draw_priors() -> None:
     """Draw a sample of each prior on three grids."""
     _, axes = plt.subplots(3, 4, figsize=(7.6, 5.8))
     for column, (name, Q) in zip(axes.T, PRIORS.items(), strict=True):
-        fine = Q.sample(1, 112, seeded(3))
+        fine = Q.sample(1, 112, seeded(3, 0))
         for ax, n in zip(column, (28, 56, 112), strict=True):
-            x = Q.sample(1, n, seeded(3)) if name == "standard" else resample(fine, n)
+            x = Q.sample(1, n, seeded(3, 0)) if name == "standard" else resample(fine, n)
             show(ax, x[0], f"n = {n}" if name == "standard" else "", "cividis", vmin=-2.5, vmax=2.5)
         column[0].set_title(name, fontsize=10)
 

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from ctdl_lib.dynamics.stepping import Velocity
 from ctdl_lib.generative import Score, perturb
+from machinery.seeds import seeded
 from machinery.store import Store
 
 from .random_fields import FieldMixture
-from .training import COMMON, LAWS, SCHEDULE, fno_of, seeded, seeds_of, steps_of
+from .training import COMMON, LAWS, SCHEDULE, fno_of, seeds_of, steps_of
 
 TRAINED, TWICE = 32, 64
 LEARNING: dict[str, Any] = COMMON | {"steps": 1500}

@@ -7,10 +7,11 @@ from torch import nn
 
 from ctdl_lib.generative import Denoiser
 from ctdl_lib.networks import FNO
+from machinery.seeds import seeded
 
 from .grids import Field, resample
 from .priors import Matern
-from .training import PIXELS, SHAPE, seeded
+from .training import PIXELS, SHAPE
 from .unets import UNet
 
 GRIDS = (50, 56, 61)
@@ -20,7 +21,7 @@ POINTS = 21
 
 def smooth(seed: int = 0) -> Field:
     """Four sums of a few waves, on 61 × 61 pixels in double precision."""
-    few = Matern(s=4.0, kappa=2.0).normalized(PIXELS).sample(4, 7, seeded(seed)).double()
+    few = Matern(s=4.0, kappa=2.0).normalized(PIXELS).sample(4, 7, seeded(seed, 0)).double()
     return resample(few, GRIDS[-1])
 
 
@@ -33,7 +34,7 @@ def gap(net: nn.Module, t: float, u: Field, n: int, reference: int = PIXELS) -> 
 
 def untrained(seed: int = 0) -> tuple[nn.Module, nn.Module]:
     """An FNO and a U-Net with random weights, in double precision."""
-    net = FNO(**SHAPE, generator=seeded(seed))
+    net = FNO(**SHAPE, generator=seeded(seed, 0))
     torch.manual_seed(seed)
     unet = UNet(width=16)
     nn.init.normal_(unet.last.weight, std=0.1)  # it starts at zero

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ctdl_lib.generative import Denoiser
 from ctdl_lib.learning import minibatches
+from machinery.seeds import seeded
 from machinery.store import Store
 
 from .grids import Field, resample, squared_wave_numbers
@@ -14,7 +15,7 @@ from .judging import distances, hash_of
 from .priors import Matern
 from .random_fields import ReactionDiffusion
 from .sampling import samples_of
-from .training import COMMON, EVALUATION, fno_of, seeded, seeds_of, steps_of
+from .training import COMMON, EVALUATION, fno_of, seeds_of, steps_of
 
 TRAINED, FINEST = 32, 128
 LEARNING: dict[str, Any] = COMMON | {"steps": 3000, "fields": 800, "std": 0.4}
@@ -41,7 +42,7 @@ def fitted(store: Store, seed: int = 0, device: str = "cpu") -> Denoiser:
 
     def training(steps, file):
         count = 8 if small else LEARNING["fields"]
-        made = resample(solutions(count, seeded(seed)), TRAINED)
+        made = resample(solutions(count, seeded(seed, 0)), TRAINED)
         rows = minibatches(made, size=min(32, len(made)), seed=seed)
 
         def draw(k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ctdl_lib.generative import Score, sample_sde
+from machinery.seeds import seeded
 
 from .grids import resample
 from .priors import Covariance
-from .training import SCHEDULE, seeded
+from .training import SCHEDULE
 
 Noise = Callable[[], Tensor]
 LAST = 0.02  # the σ at which the estimate of the clean field is the sample

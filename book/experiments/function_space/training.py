@@ -12,6 +12,7 @@ from ctdl_lib.generative import Denoiser, Schedule, denoising
 from ctdl_lib.learning import Step, cosine, minibatches, train
 from ctdl_lib.networks import FNO
 from ctdl_lib.problems.datasets import as_fields, idx, mnist
+from machinery.seeds import seeded
 from machinery.store import Store
 
 from .priors import (
@@ -65,11 +66,6 @@ CASES.insert(len(PRIORS), ("fno", "matern"))
 Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 
 
-def seeded(seed: int, k: int = 0) -> torch.Generator:
-    """The k-th generator of a seed."""
-    return torch.Generator().manual_seed(1_000_003 * seed + k)
-
-
 def seeds_of(store: Store, seed: int = 0) -> list[int]:
     """The seeds of trainings; one in smoke."""
     return [seed + s for s in SEEDS[: 1 if store.run == "smoke" else 3]]
@@ -79,7 +75,7 @@ def seeds_of(store: Store, seed: int = 0) -> list[int]:
 def images(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """4,000 images to learn from and their labels, then 1,000 that are held out, and theirs."""
     digits = idx(*FILES) if FILES else mnist()
-    order = torch.randperm(len(digits.image), generator=seeded(seed))[:5000]
+    order = torch.randperm(len(digits.image), generator=seeded(seed, 0))[:5000]
     image = as_fields(digits.image.float())[order]
     label = digits.label[order]
     return image[1000:], label[1000:], image[:1000], label[:1000]
@@ -118,7 +114,7 @@ def steps_of(
 def fno_of(seed: int, how: dict[str, Any], std: float) -> Denoiser:
     """A denoiser whose network is an FNO, with random weights."""
     sizes = {key: how[key] for key in SHAPE}
-    return Denoiser(FNO(**sizes, generator=seeded(seed)), std=std, schedule=SCHEDULE)
+    return Denoiser(FNO(**sizes, generator=seeded(seed, 0)), std=std, schedule=SCHEDULE)
 
 
 def model_of(net: str, seed: int, how: dict[str, Any]) -> Denoiser:

@@ -11,8 +11,9 @@ from ctdl_lib.potentials.potential import Time
 from ctdl_lib.problems import symbolic
 from ctdl_lib.problems.vehicles import Corridor
 from ctdl_lib.references.transcription import Plan, PlanError, SymbolicProblem, open_loop, refined
+from machinery.seeds import seeded
 
-from .training import DOUBLE, seeded
+from .training import DOUBLE
 
 GATE = Corridor()
 SYMBOLS = symbolic.corridor(GATE)

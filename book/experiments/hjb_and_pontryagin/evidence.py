@@ -22,13 +22,14 @@ from machinery.claims import (
     columns,
     finding,
 )
+from machinery.seeds import seeded
 from machinery.store import Run, Store
 
 from . import characteristics, corridor, gate, grids, hill, training
 from .characteristics import Gap
 from .gate import Named, Shocks
 from .hill import FULL, Box, Judged
-from .training import CHAPTER, DOUBLE, seeded, seeds_of
+from .training import CHAPTER, DOUBLE, seeds_of
 
 BOOK = "this book"
 PMP, SOC = "slide HJB and PMP", "slide Neural SOC"

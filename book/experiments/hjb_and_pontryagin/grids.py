@@ -11,9 +11,10 @@ from ctdl_lib.control.problem import Policy
 from ctdl_lib.potentials import Potential
 from ctdl_lib.problems.control import obstacle, on_grid
 from ctdl_lib.references.grids import Grid
+from machinery.seeds import seeded
 from machinery.store import Store
 
-from .training import DOUBLE, seeded
+from .training import DOUBLE
 
 PROBLEM = obstacle()
 START, SIDE = (-1.5, -1.5), (-1.5, -0.5)

@@ -12,10 +12,11 @@ from ctdl_lib.control import feedback, hjb_residual, rollout
 from ctdl_lib.control.problem import Policy
 from ctdl_lib.potentials import Potential
 from ctdl_lib.problems.control import Obstacle
+from machinery.seeds import seeded
 from machinery.store import Record, Store
 
 from . import grids, training
-from .training import BOX, DOUBLE, FIRST, HILL, PLAIN, Task, seeded, seeds_of
+from .training import BOX, DOUBLE, FIRST, HILL, PLAIN, Task, seeds_of
 
 TIMES = {"t00": 0, "t05": 10, "t09": 18}  # of 20 steps
 FULL = "cost + hjb"

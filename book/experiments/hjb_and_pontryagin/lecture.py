@@ -17,11 +17,12 @@ from ctdl_lib.potentials import Potential
 from ctdl_lib.references.grids import Grid
 from ctdl_lib.references.transcription import Plan
 from machinery import claims, plotting
+from machinery.seeds import seeded
 from machinery.store import Run, Store, results_folder
 
 from . import characteristics, corridor, gate, grids, hill, training
 from .corridor import AT, GATE, NAMED, Filtered
-from .training import BOX, CHAPTER, DOUBLE, HILL, seeded
+from .training import BOX, CHAPTER, DOUBLE, HILL
 
 SENTENCES = (
     "hjb.residual",

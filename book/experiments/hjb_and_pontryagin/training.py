@@ -14,6 +14,7 @@ from ctdl_lib.learning import Step, cosine, train
 from ctdl_lib.potentials import PinnedPotential, Potential, ResNetPotential
 from ctdl_lib.problems.control import LinearQuadratic, obstacle
 from ctdl_lib.problems.vehicles import Corridor
+from machinery.seeds import seeded
 from machinery.store import Record, Store
 
 CHAPTER = "12_hjb_and_pontryagin"
@@ -50,11 +51,6 @@ class Task:
     noise_free: bool = False
     sampler: Policy | None = None
     objective: Terms = objective
-
-
-def seeded(s: int) -> torch.Generator:
-    """A generator with the seed s."""
-    return torch.Generator().manual_seed(s)
 
 
 def seeds_of(store: Store, seed: int = 0, count: int = COUNT) -> list[int]:

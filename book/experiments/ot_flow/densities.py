@@ -12,6 +12,7 @@ from ctdl_lib.generative import Flow, ot_flow
 from ctdl_lib.learning import Step, cosine, train
 from ctdl_lib.potentials import Potential, ResNetPotential
 from ctdl_lib.problems.densities import TOYS, Density, Estimate
+from machinery.seeds import seeded
 from machinery.store import Store
 
 FINE = 32  # Runge–Kutta steps of a trained flow
@@ -159,11 +160,6 @@ def settings_table() -> str:
     return "\n".join(lines)
 
 
-def seeded(seed: int, k: int = 0) -> torch.Generator:
-    """The generator of the k-th batch of a run; k = 0 draws its first weights."""
-    return torch.Generator().manual_seed(1_000_003 * seed + k)
-
-
 @torch.no_grad()
 def spread_out(phi: ResNetPotential, scale: float, generator: torch.Generator) -> None:
     """Draw the first layer anew, so that its units bend Φ everywhere among the data.
@@ -181,7 +177,7 @@ def spread_out(phi: ResNetPotential, scale: float, generator: torch.Generator) -
 
 def untrained(key: Settings, seed: int) -> Flow:
     """The flow before its training, with the weights that `seed` draws."""
-    generator = seeded(seed)
+    generator = seeded(seed, 0)
     phi = ResNetPotential(2, width=key.width, layers=key.layers, generator=generator)
     if key.spread is not None:
         spread_out(phi, key.spread, generator)
@@ -236,7 +232,7 @@ def fit(store: Store, name: str, seed: int, device: str = "cpu", *, variant: str
 
 def held_out(name: str, points: int = POINTS) -> Tensor:
     """The points of the density `name` on which all of its flows are judged."""
-    return TOYS[name].sample(points, seeded(HELD_OUT_SEED))
+    return TOYS[name].sample(points, seeded(HELD_OUT_SEED, 0))
 
 
 def solved(flow: Flow, **solver: Any) -> Flow:

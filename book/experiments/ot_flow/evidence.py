@@ -18,6 +18,7 @@ from machinery.claims import (
     below_control,
     finding,
 )
+from machinery.seeds import seeded
 from machinery.store import Run, Store, device_of
 
 from . import densities, helped, images, race, steps, tabular
@@ -149,7 +150,7 @@ def gaussian_gaps(density: Any, x: Tensor, seeds: Sequence[int]) -> list[float]:
     """
 
     def gap(seed: int) -> float:
-        data: Tensor = density.sample(5000, densities.seeded(seed, 1))
+        data: Tensor = density.sample(5000, seeded(seed, 1))
         normal = torch.distributions.MultivariateNormal(data.mean(0), data.T.cov())
         return (density.log_prob(x) - normal.log_prob(x)).mean().item()
 

@@ -14,9 +14,8 @@ from ctdl_lib.generative import Flow
 from ctdl_lib.learning import Step, cosine, minibatches, train
 from ctdl_lib.potentials import ResNetPotential
 from ctdl_lib.problems.datasets import mnist
+from machinery.seeds import seeded
 from machinery.store import Store
-
-from .densities import seeded
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Latent:
 def latent(store: Store, seed: int = 0) -> Latent:
     """The autoencoder and the flow on its codes: loaded, trained or tried out."""
     coding, flowing = Coding(), Flowing()
-    order = torch.randperm(5000, generator=seeded(seed))
+    order = torch.randperm(5000, generator=seeded(seed, 0))
     images = mnist().image[order].float()
     learned = images[: coding.train]
     coder = _coder(store, coding, learned, seed)
@@ -108,7 +107,7 @@ def _coder(store: Store, coding: Coding, images: Tensor, seed: int) -> Autoencod
 
 def _flow(store: Store, coding: Coding, flowing: Flowing, codes: Tensor, seed: int) -> Flow:
     shape = {"width": flowing.width, "layers": flowing.layers}
-    phi = ResNetPotential(coding.d, **shape, generator=seeded(seed))
+    phi = ResNetPotential(coding.d, **shape, generator=seeded(seed, 0))
     flow = Flow(phi, coding.d, solver={"steps": 16}).standardize(codes)
     how = {"likelihood": flowing.alpha, "hjb": flowing.beta, "steps": flowing.rk4}
 
@@ -157,7 +156,7 @@ def distances(found: Latent) -> dict[str, float]:
     codes = {
         "reference": flow.inverse(ends.mean(0)),
         "codes": pairs.mean(0),
-        "samples": flow.sample(250, seeded(found.seed)),
+        "samples": flow.sample(250, seeded(found.seed, 0)),
         "held out": found.held_out,
     }
     return {name: from_data(found, code) for name, code in codes.items()}
@@ -195,7 +194,7 @@ def strip(found: Latent, columns: int = 10) -> Tensor:
     rows = [
         found.shown[:columns],
         decode(found.held_out[:columns]),
-        decode(flow.sample(columns, seeded(found.seed))),
+        decode(flow.sample(columns, seeded(found.seed, 0))),
         decode(flow.inverse((1 - share) * p + share * q)),
         decode((1 - share) * a + share * b),
     ]

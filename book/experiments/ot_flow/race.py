@@ -18,10 +18,11 @@ from ctdl_lib.networks import ConcatSquash
 from ctdl_lib.potentials import Potential, ResNetPotential
 from ctdl_lib.problems.densities import TOYS
 from machinery import instruments
+from machinery.seeds import seeded
 from machinery.store import Record, Store
 
 from . import rivals
-from .densities import mean_nll, seeded, solved
+from .densities import mean_nll, solved
 from .rivals import Draw
 from .steps import bend_of, detour_of, paths
 
@@ -71,7 +72,7 @@ class Finish:
 
 def checked() -> Tensor:
     """The points on which all are checked while they train."""
-    return TOYS[DENSITY].sample(RACE["checked"], seeded(RACE["seed"] + 97))
+    return TOYS[DENSITY].sample(RACE["checked"], seeded(RACE["seed"] + 97, 0))
 
 
 def until(steps: Iterator[Step], reached: Callable[[], bool]) -> Iterator[Step]:
@@ -98,12 +99,12 @@ def built(name: str, seed: int) -> Flow:
     """
     key = ENTRANTS[name]
     if "hidden" in key:
-        net = ConcatSquash(2, width=key["width"], hidden=key["hidden"], generator=seeded(seed))
+        net = ConcatSquash(2, width=key["width"], hidden=key["hidden"], generator=seeded(seed, 0))
         adaptive = {"tol": FFJORD["tol"], "backprop": "adjoint"}
         solver = adaptive if name == "FFJORD" else {"steps": FINE}
         return Flow(net, 2, solver=solver, standardize=False)
     shape = {part: key[part] for part in ("width", "layers")}
-    phi: Potential = ResNetPotential(2, **shape, generator=seeded(seed))
+    phi: Potential = ResNetPotential(2, **shape, generator=seeded(seed, 0))
     if name == "Monge–Ampère flow":
         phi = rivals.Stationary(phi)
     return Flow(phi, 2, solver={"steps": FINE}, standardize=False)
@@ -274,9 +275,9 @@ def clocks(store: Store, seeds: Sequence[int] = SEEDS) -> Record:
 
 def _runs(ours: Flow, theirs: Flow, n: int) -> dict[str, Callable[[], Any]]:
     """What is timed on one pair of trained flows."""
-    z = torch.randn(n, 2, generator=seeded(0))
-    x = TOYS[DENSITY].sample(min(n, 512), seeded(99))
-    t = torch.rand(len(x), generator=seeded(0))
+    z = torch.randn(n, 2, generator=seeded(0, 0))
+    x = TOYS[DENSITY].sample(min(n, 512), seeded(99, 0))
+    t = torch.rand(len(x), generator=seeded(0, 0))
 
     def error(flow: Flow, **solver: Any) -> float:
         exact = solved(flow, tol=1e-6).inverse(z[:1000])

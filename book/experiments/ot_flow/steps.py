@@ -12,19 +12,10 @@ from ctdl_lib.dynamics import hutchinson
 from ctdl_lib.generative import Flow, transport
 from ctdl_lib.potentials import Potential, ResNetPotential
 from machinery import instruments
+from machinery.seeds import seeded
 from machinery.store import Record, Store
 
-from .densities import (
-    POINTS,
-    PUBLISHED,
-    Settings,
-    held_out,
-    mean_nll,
-    seeded,
-    solved,
-    steps_of,
-    untrained,
-)
+from .densities import POINTS, PUBLISHED, Settings, held_out, mean_nll, solved, steps_of, untrained
 
 SEEDS = (10, 11, 12)
 COUNTS = (2, 4, 8, 16)
@@ -154,8 +145,8 @@ def trace_costs(store: Store, seed: int = 0) -> Record:
 
 
 def _trace_row(d: int, *, seed: int, points: int, rounds: int) -> dict[str, float]:
-    phi = ResNetPotential(d, width=64, generator=seeded(seed)).requires_grad_(False)
-    y, eps = torch.randn(2, points, d, generator=seeded(seed))
+    phi = ResNetPotential(d, width=64, generator=seeded(seed, 0)).requires_grad_(False)
+    y, eps = torch.randn(2, points, d, generator=seeded(seed, 0))
 
     def field(x: Tensor) -> Tensor:
         return phi.gradient(0.5, x).dx

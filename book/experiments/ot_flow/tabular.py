@@ -25,9 +25,10 @@ from ctdl_lib.networks import MLP
 from ctdl_lib.potentials import ResNetPotential
 from ctdl_lib.problems.datasets import Split, concrete
 from machinery.claims import Claim, Control, Measurement, Row, below
+from machinery.seeds import seeded
 from machinery.store import Record, Store
 
-from .densities import mean_nll, seeded
+from .densities import mean_nll
 from .rivals import mmd
 from .steps import SEEDS
 
@@ -107,7 +108,7 @@ def table(name: str, generator: torch.Generator, *, jitter: float) -> Split:
     if name not in SOURCES:
         raise ValueError(f"the table must be one of {', '.join(TABLES)}, got {name!r}")
     x = torch.as_tensor(_measured(name), dtype=torch.get_default_dtype())
-    x = x[torch.randperm(len(x), generator=seeded(SEARCH_SEED))[: SOURCES[name].most]]
+    x = x[torch.randperm(len(x), generator=seeded(SEARCH_SEED, 0))[: SOURCES[name].most]]
     x = x[torch.randperm(len(x), generator=generator)]
     held = len(x) // 10
     scale = x[: -2 * held].std(0)
@@ -216,11 +217,11 @@ def built(name: str, key: Mapping[str, Any], seed: int, x: Tensor) -> Any:
     d = x.shape[1]
     if name == "OT-Flow":
         shape = {part: key[part] for part in ("width", "layers")}
-        phi = ResNetPotential(d, **shape, generator=seeded(seed))
+        phi = ResNetPotential(d, **shape, generator=seeded(seed, 0))
         return Flow(phi, d, solver={"steps": key["fine"]}).standardize(x)
     if name == "flow matching":
         how = {"width": key["width"], "activation": nn.functional.silu}
-        net = MLP(d, **how, generator=seeded(seed))
+        net = MLP(d, **how, generator=seeded(seed, 0))
         return Flow(net, d, solver={"tol": key["tol"]}).standardize(x)
     how = {part: key[part] for part in ("transforms",) if part in key}
     flow = ZUKO[name](d, hidden_features=[key["width"]] * 2, **how)
@@ -283,7 +284,7 @@ def searched(store: Store, data: str, name: str) -> Record:
     tried = candidates(data, name)
 
     def row(key: Mapping[str, Any]) -> tuple[float, float]:
-        split = table(data, seeded(SEARCH_SEED), jitter=PROTOCOL["jitter"])
+        split = table(data, seeded(SEARCH_SEED, 0), jitter=PROTOCOL["jitter"])
         try:
             model, seconds = trained(name, key, split.train, SEARCH_SEED, store.run == "smoke")
         except TrainingError:
@@ -314,16 +315,16 @@ def judged(
     data: str, name: str, key: Mapping[str, Any], seed: int, smoke: bool = False
 ) -> dict[str, float]:
     """The numbers of one model on one split."""
-    split = table(data, seeded(seed), jitter=PROTOCOL["jitter"])
+    split = table(data, seeded(seed, 0), jitter=PROTOCOL["jitter"])
     model, seconds = trained(name, key, split.train, seed, smoke)
     few = 50 if smoke else PROTOCOL["judged"]
     whiten = Standardization(split.train.shape[1]).fit(split.train)
-    test, sample = whiten(split.test[:few]), whiten(model.sample(few, seeded(seed)))
+    test, sample = whiten(split.test[:few]), whiten(model.sample(few, seeded(seed, 0)))
     count = Statistics()
     if isinstance(model, Flow):
-        model.sample(10, seeded(seed), statistics=count)
+        model.sample(10, seeded(seed, 0), statistics=count)
     started = time.perf_counter()
-    model.sample(few, seeded(seed))
+    model.sample(few, seeded(seed, 0))
     sampling = time.perf_counter() - started
     return {
         "train": mean_nll(model, split.train[:few]),

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ctdl_lib import metrics
 from ctdl_lib.control import rollout
+from machinery.seeds import seeded
 
 from . import finite_elements
-from .learners import STEPS, draw, seeded
+from .learners import STEPS, draw
 from .mitigation import SourceMitigation, best_openings
 from .networks import Policy
 

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from ctdl_lib.control import rollout
 from machinery import instruments
+from machinery.seeds import seeded
 from machinery.store import Store
 
 from .checks import quasi_newton
 from .fits import Exam, Fit, Search, costs, exam
-from .learners import AGENTS, STEPS, agent, draw, ledger, seeded
+from .learners import AGENTS, STEPS, agent, draw, ledger
 from .mitigation import best_openings, common_plan, quadratic
 from .networks import picture, steering, untrained
 

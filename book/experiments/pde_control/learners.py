@@ -15,6 +15,7 @@ from ctdl_lib.control import objective, rollout
 from ctdl_lib.control.rollouts import Rollout
 from ctdl_lib.learning import cosine, train
 from ctdl_lib.potentials import AutodiffPotential
+from machinery.seeds import seeded
 
 from .environments import ControlEnvironment
 from .mitigation import SourceMitigation, draw_basins
@@ -25,11 +26,6 @@ WORKERS = 8  # environments of an agent
 SLICE = 4000  # solves between two exams
 FEW = 50  # in a trial run
 AGENTS = ("ppo", "td3")
-
-
-def seeded(s: int) -> torch.Generator:
-    """A generator with this seed."""
-    return torch.Generator().manual_seed(s)
 
 
 def draw(count: int, s: int, nodes: int = 17, **box: Any) -> SourceMitigation:

@@ -8,6 +8,7 @@ import torch
 from ctdl_lib.control import feedback, rollout
 from ctdl_lib.potentials import PinnedPotential
 from machinery import plotting
+from machinery.seeds import seeded
 from machinery.store import Store
 
 from ..hjb_and_pontryagin import grids, training
@@ -51,7 +52,7 @@ def draw() -> None:
     values = phi(0.0, grids.box()).reshape(grids.NODES, -1).T
     ax.contourf(axis, axis, values.log(), levels=12, cmap="Greys", alpha=0.5)
     x = grids.point(grids.SIDE).expand(8, 2)
-    policy, noise = feedback(grids.PROBLEM, phi), training.seeded(3)
+    policy, noise = feedback(grids.PROBLEM, phi), seeded(3)
     path = rollout(grids.PROBLEM, policy, x, steps=50, generator=noise)
     assert path.dW is not None
     calm = rollout(grids.PROBLEM, policy, x, steps=50, dW=torch.zeros_like(path.dW))

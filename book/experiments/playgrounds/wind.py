@@ -9,6 +9,7 @@ from ctdl_lib.control import feedback, rollout
 from ctdl_lib.control.problem import Policy
 from ctdl_lib.potentials import ScaledPotential
 from machinery import plotting
+from machinery.seeds import seeded
 from machinery.store import Store
 
 from ..quadcopter import plans, training
@@ -70,7 +71,7 @@ def known() -> dict[str, Any]:
 
 def draw() -> None:
     """Draw four flights of each controller in the same wind, from the side and from above."""
-    x, noise = plans.QUAD.start.expand(4, 12), training.seeded(1)
+    x, noise = plans.QUAD.start.expand(4, 12), seeded(1)
     dW = torch.randn(STEPS, 4, 12, generator=noise, dtype=torch.float64) / STEPS**0.5
     colors = dict(zip(policies(), ("0.3", *plotting.COLORS[:2]), strict=True))
     sights = squares(2, REACH)

@@ -13,11 +13,12 @@ from ctdl_lib.control import feedback, rollout
 from ctdl_lib.control.problem import Policy
 from ctdl_lib.potentials import Potential
 from ctdl_lib.references.transcription import Plan, Replanner
+from machinery.seeds import seeded
 from machinery.store import Store
 
 from . import plans
 from .disturbances import Disturbed, sideways
-from .training import seeded, starts
+from .training import starts
 
 SIGMAS = (0.0, 0.1, 0.2, 0.4)
 CONDITIONS = tuple((sigma, steps) for sigma in SIGMAS for steps in plans.STEPS)

@@ -12,6 +12,7 @@ from ctdl_lib.control import objective
 from ctdl_lib.learning import Step, cosine, train
 from ctdl_lib.potentials import Potential, ResNetPotential, ScaledPotential
 from ctdl_lib.problems.vehicles import Quadcopter
+from machinery.seeds import seeded
 from machinery.store import Record, Store
 
 CHAPTER = "14_quadcopter"
@@ -24,11 +25,6 @@ SETTINGS: dict[str, Any] = {
 }
 SIGMAS = {"stochastic": 0.2, "deterministic": 0.0, "flat": 0.2}
 KINDS = tuple(SIGMAS)
-
-
-def seeded(*seeds: int) -> torch.Generator:
-    """A generator for a seed."""
-    return torch.Generator().manual_seed(sum(seeds))
 
 
 def starts(

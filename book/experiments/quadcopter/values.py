@@ -8,11 +8,12 @@ from torch import Tensor
 
 from ctdl_lib.references.transcription import Replanner
 from machinery import instruments
+from machinery.seeds import seeded
 from machinery.store import Store
 
 from . import plans
 from .flights import AT, fly, linear, network
-from .training import Fitted, seeded, starts
+from .training import Fitted, starts
 
 PLACES, EACH = 60, 30  # starts, and flights from each of them
 SEED = 70

@@ -28,6 +28,7 @@ from ctdl_lib.generative import Denoiser, Flow, Schedule, denoising
 from ctdl_lib.learning import train
 from ctdl_lib.networks import FNO
 from ctdl_lib.potentials import ResNetPotential
+from machinery.seeds import seeded
 from machinery.store import Store
 
 from ..function_space.priors import Laplacian
@@ -45,11 +46,6 @@ FEW = 64  # rows of the batch where the dimension varies
 FIELDS = 32  # of a batch, as in the chapter on function space
 OPERATOR: dict[str, int] = {"modes": 10, "width": 16, "layers": 4}
 STEPS = 1200  # of the chapter's training on the fine grid
-
-
-def seeded(k: int) -> torch.Generator:
-    """A generator with this seed."""
-    return torch.Generator().manual_seed(k)
 
 
 def flow_of(key: dict[str, Any]) -> Flow:

@@ -17,11 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ctdl_lib.generative import Flow
 from ctdl_lib.learning import train
+from machinery.seeds import seeded
 from machinery.store import Store
 
 from ..simulation_based_inference.campaigns import simulate
 from ..simulation_based_inference.lotka_volterra import StochasticLotkaVolterra
-from .costs import BSDS300, flow_of, seeded
+from .costs import BSDS300, flow_of
 
 WORLDS = (1, 2)
 ROUNDS = 3

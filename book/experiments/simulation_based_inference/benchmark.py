@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ctdl_lib import metrics
+from machinery.seeds import seeded
 from machinery.store import Store
 
 from . import maps, posteriors, references
 from .campaigns import seeds as spawned
-from .maps import COT, FMPE, NPE, PCP, Key, seeded
+from .maps import COT, FMPE, NPE, PCP, Key
 from .problems import SLCP, GaussianMixture, Task, TwoMoons
 
 TASKS: tuple[Task, ...] = (TwoMoons(), GaussianMixture(), SLCP())
@@ -58,7 +59,7 @@ def judge(store: Store, task: Task, key: Key) -> Key:
     """Train with each seed, and tell samples from those of the reference."""
     limits, rows, smoke = (task.prior.low, task.prior.high), [], store.run == "smoke"
     for s in key["seeds"]:
-        x = task.prior.sample(1000 if smoke else key["simulations"], seeded(s))
+        x = task.prior.sample(1000 if smoke else key["simulations"], seeded(s, 0))
         y, _ = task.simulate(x, spawned(len(x), s))
         model = maps.model_of(key, x.shape[1], y.shape[1], s, limits)
         steps = maps.steps_of(model, key, x, y, s, 3 if smoke else key["steps"])

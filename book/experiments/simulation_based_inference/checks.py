@@ -10,11 +10,12 @@ import zuko
 from torch import Tensor
 
 from machinery import instruments
+from machinery.seeds import seeded
 
 from . import calibration, maps, posteriors, references
 from .campaigns import seeds as spawned
 from .lotka_volterra import statistics
-from .maps import COT, COT_READS, METHODS, NPE, PCP, Fitted, Key, seeded
+from .maps import COT, COT_READS, METHODS, NPE, PCP, Fitted, Key
 from .predators import BOX, LENGTHS, OBSERVED, PROBLEM, Campaign, chosen, features, inside, pairs
 
 JUDGED = (  # by calibration and modes; that of PCP-Map with an encoder would take long
@@ -124,7 +125,7 @@ def power(campaign: Campaign) -> list[dict[str, Key]]:
                     references.last(found), references.covariance(found), 1000, campaign.seed
                 ),
                 "posterior of the other observation": references.thinned(other, 9),
-                "prior": PROBLEM.prior.sample(1000, seeded(campaign.seed), dtype=torch.float64),
+                "prior": PROBLEM.prior.sample(1000, seeded(campaign.seed, 0), dtype=torch.float64),
             }
             row = {
                 name: references.moments(x) | {"c2st": against(campaign, index, x)}
@@ -154,7 +155,7 @@ def modes(campaign: Campaign) -> list[dict[str, list[float]]]:
             many, steps = (20, 2) if campaign.smoke else (500, 100)
             mode = partial(posteriors.mode, n=many, steps=steps)
             found.append(
-                {k: mode(b, generator=seeded(campaign.seed)).tolist() for k, b in bound.items()}
+                {k: mode(b, generator=seeded(campaign.seed, 0)).tolist() for k, b in bound.items()}
             )
         return {"rows": found}
 
@@ -243,13 +244,13 @@ def ranked(model: Any, x: Tensor, y: Tensor, s: int, factor: float = 1.0) -> Key
     """The ranks of pairs, with samples at `factor` times their distance from their mean."""
     with torch.no_grad(), maps.quietly():
         many = model.given(y.repeat_interleave(DRAWN + 1, 0))
-        samples = many.sample((DRAWN + 1) * len(y), seeded(s)).reshape(len(y), DRAWN + 1, -1)
+        samples = many.sample((DRAWN + 1) * len(y), seeded(s, 0)).reshape(len(y), DRAWN + 1, -1)
     outside = calibration.leakage(samples, PROBLEM.prior).mean().item()
     if factor != 1:
         samples = samples.mean(1, keepdim=True).lerp(samples, factor)
     rest = samples[:, 1:]
-    how: Key = {"references": samples[:, 0], "generator": seeded(s)}
-    ranks = calibration.sbc_ranks(rest, x, generator=seeded(s))
+    how: Key = {"references": samples[:, 0], "generator": seeded(s, 0)}
+    ranks = calibration.sbc_ranks(rest, x, generator=seeded(s, 0))
     tarp = calibration.tarp_ranks(rest, x, **how)
     return {"ranks": ranks.tolist(), "tarp": tarp.tolist(), "outside": outside}
 
@@ -276,7 +277,7 @@ def solver_errors(campaign: Campaign) -> dict[str, SolverErrors]:
 
     def errors(model: Any, values: Sequence[Any], attribute: str, best: Any) -> list[list[float]]:
         bound = model.given(features(OBSERVED[[0]]))
-        z = bound.reference(20 if campaign.smoke else 2000, seeded(campaign.seed))
+        z = bound.reference(20 if campaign.smoke else 2000, seeded(campaign.seed, 0))
 
         def samples(value: Any) -> Tensor:
             setattr(bound, attribute, value)
@@ -344,7 +345,7 @@ def speedup(campaign: Campaign) -> float:
     def compute() -> Key:
         rng, x = (
             np.random.default_rng(campaign.seed),
-            PROBLEM.prior.sample(2 if campaign.smoke else 16, seeded(campaign.seed)).double(),
+            PROBLEM.prior.sample(2 if campaign.smoke else 16, seeded(campaign.seed, 0)).double(),
         )
         often = x.repeat(50, 1)
         runs: dict[str, Callable[[], object]] = {
@@ -403,7 +404,7 @@ def _clocks(campaign: Campaign, fits: dict[str, Fitted]) -> Key:
         model = fits[name].model.given(new)
         if name == PCP:
             model.tol = 1e-3
-        samples[name] = partial(model.sample, 100 if campaign.smoke else 2000, seeded(seed))
+        samples[name] = partial(model.sample, 100 if campaign.smoke else 2000, seeded(seed, 0))
     rounds = 1 if campaign.smoke else 5
     best = {"step": instruments.interleaved_times(steps, rounds=rounds)}
     best["samples"] = instruments.interleaved_times(samples, rounds=rounds)

@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from ctdl_lib.generative import transport
+from machinery.seeds import seeded
 from machinery.store import Store
 
 from . import maps
 from .campaigns import seeds as spawned
-from .maps import COT, NPE, PCP, Fitted, Key, seeded
+from .maps import COT, NPE, PCP, Fitted, Key
 from .problems import LinearGaussian, hilbert
 
 SETTINGS: dict[str, Key] = {
@@ -44,14 +45,14 @@ def problem() -> LinearGaussian:
 @cache
 def _pairs(n: int, s: int) -> tuple[Tensor, Tensor]:
     linear = problem()
-    x = linear.prior.sample(n, seeded(s), dtype=torch.get_default_dtype())
+    x = linear.prior.sample(n, seeded(s, 0), dtype=torch.get_default_dtype())
     return x, linear.simulate(x, spawned(n, s)).y
 
 
 def new_pairs(n: int = NEW, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Pairs in double precision that no training has seen."""
     linear = problem()
-    x = linear.prior.sample(n, seeded(seed), dtype=torch.float64)
+    x = linear.prior.sample(n, seeded(seed, 0), dtype=torch.float64)
     return x, linear.simulate(x, spawned(n, seed)).y
 
 

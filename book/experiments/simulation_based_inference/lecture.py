@@ -15,13 +15,14 @@ from torch import Tensor
 from ctdl_lib.dynamics import integrate
 from ctdl_lib.generative import Flow
 from machinery import claims, plotting
+from machinery.seeds import seeded
 from machinery.store import Record, Run, Store, results_folder
 
 from . import calibration, checks, maps, references
 from .campaigns import seeds as spawned
 from .evidence import LARGE, MEAN, SMALL, Evidence
 from .lotka_volterra import rate_equations
-from .maps import CHAPTER, COT, COT_READS, Key, seeded
+from .maps import CHAPTER, COT, COT_READS, Key
 from .predators import LENGTHS, OBSERVED, PROBLEM, TRUE, Campaign, chosen, features, inside
 from .problems import LinearGaussian
 
@@ -87,7 +88,7 @@ def draw_strip(found: Results) -> None:
     _, axes = plt.subplots(1, len(STRIP), figsize=(8.6, 2.5), sharey=True)
     for index, color in enumerate(plotting.COLORS[:2]):
         bound = model.given(features(OBSERVED[[index]]))
-        z = bound.reference(120, seeded(found.campaign.seed))
+        z = bound.reference(120, seeded(found.campaign.seed, 0))
         with torch.no_grad():
             path = bound.inverse(z, save_at=torch.linspace(1, 0, 33))
         for ax, t in zip(axes, STRIP, strict=True):
@@ -241,7 +242,7 @@ def draw_live(flow: Flow, problem: LinearGaussian, seed: int = 0) -> None:
     _, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4))
     for y, color in zip((-2.0, 0.0, 2.0), plotting.COLORS, strict=False):
         at = torch.tensor([[y]], dtype=torch.float64)
-        x = flow.given(at.float()).sample(200, seeded(seed))
+        x = flow.given(at.float()).sample(200, seeded(seed, 0))
         left.plot(x[:, 0], x[:, 1], ".", c=color, ms=2, alpha=0.6)
         mean, covariance = problem.posterior(at)
         curve = ellipse(mean[0], covariance)
@@ -262,7 +263,7 @@ def draw_live(flow: Flow, problem: LinearGaussian, seed: int = 0) -> None:
 def answer(flow: Flow, y: float, n: int = 2000, seed: int = 0) -> Answer:
     """What a flow says of the first coordinate for one observation, without its warning."""
     with warnings.catch_warnings(action="ignore"):
-        x = flow.given(torch.tensor([[y]])).sample(n, seeded(seed))[:, 0]
+        x = flow.given(torch.tensor([[y]])).sample(n, seeded(seed, 0))[:, 0]
     return Answer(x.mean(), x.std())
 
 

@@ -21,6 +21,7 @@ from ctdl_lib.generative import ConvexMap, Flow, Sample, TransportMap
 from ctdl_lib.learning import Step, autoclip, cosine, minibatches, train
 from ctdl_lib.networks import Encoder
 from ctdl_lib.potentials import ConvexPotential, ResNetPotential
+from machinery.seeds import seeded
 from machinery.store import Record, Store
 
 CHAPTER = "09_simulation_based_inference"
@@ -48,11 +49,6 @@ class Fitted(NamedTuple):
 def base_of(name: str) -> str:
     """The method of a name such as "NPE+encoder"."""
     return name.partition("+")[0]
-
-
-def seeded(s: int, k: int = 0) -> torch.Generator:
-    """The generator number k of a seed."""
-    return torch.Generator().manual_seed(1_000_003 * s + k)
 
 
 def seeds_of(store: Store, seed: int = 0) -> list[int]:
@@ -108,7 +104,7 @@ def model_of(key: Mapping[str, Any], d: int, m: int, s: int, box: Box | None = N
     seen = m if encoder is None else encoder.context_dim
     like = torch.randn(9, d), torch.randn(9, seen)
     raw: Key = {"z_score_theta": "none", "z_score_x": "none", "hidden_features": key["width"]}
-    how: Key = {"context_dim": seen, "width": key["width"], "generator": seeded(s)}
+    how: Key = {"context_dim": seen, "width": key["width"], "generator": seeded(s, 0)}
     reads: Key = {"context_dim": m, "encoder": encoder}
     torch.manual_seed(s)  # sbi draws its weights with torch's own seed
     if kind == NPE:

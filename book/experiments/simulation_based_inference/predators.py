@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from machinery.seeds import seeded
 from machinery.store import Store
 
 from . import maps, posteriors, tasks
@@ -25,7 +26,6 @@ from .maps import (
     PCP,
     Fitted,
     Key,
-    seeded,
 )
 from .problems import BoxUniform
 
@@ -83,7 +83,7 @@ def features(y: Tensor) -> Tensor:
 @cache
 def pairs(n: int, s: int) -> tuple[Tensor, Tensor]:
     """The pairs of n draws of the prior, without those that were given up."""
-    x = PROBLEM.prior.sample(n, seeded(s), dtype=torch.float64)
+    x = PROBLEM.prior.sample(n, seeded(s, 0), dtype=torch.float64)
     y, completed = PROBLEM.simulate(x, spawned(n, s))
     return x[completed], y[completed]
 

@@ -13,11 +13,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from machinery.seeds import seeded
 from machinery.store import Record, Store
 
 from .campaigns import seeds as spawned
 from .campaigns import simulate
-from .maps import CHAPTER, Key, seeded
+from .maps import CHAPTER, Key
 from .predators import OBSERVED, PROBLEM, features, pairs
 from .smc import geometric, smc_abc
 
@@ -161,14 +162,14 @@ def thinned(found: Record, seed: int = 0) -> Tensor:
     A classifier would recognise a particle that is in its training and in its test.
     """
     x, weights = particles(found)
-    u = torch.rand(len(x), generator=seeded(seed), dtype=torch.float64)
+    u = torch.rand(len(x), generator=seeded(seed, 0), dtype=torch.float64)
     return x[u * weights.max() < weights]
 
 
 def resampled(found: Record, n: int, seed: int = 0) -> Tensor:
     """Particles drawn by weight, for pictures."""
     x, weights = particles(found)
-    return x[torch.multinomial(weights, n, replacement=True, generator=seeded(seed))]
+    return x[torch.multinomial(weights, n, replacement=True, generator=seeded(seed, 0))]
 
 
 def needed(runs: list[Record], reference: Key, wanted: Gap) -> tuple[float, bool]:
@@ -323,7 +324,7 @@ def rejection(n: int, s: int, index: int, kept: int = KEPT, *, adjust: bool = Tr
     found = rejected(x, features(y).double(), target, kept)
     weights = found[2]
     moved = adjusted(*found) if adjust else found[0]
-    drawn = torch.multinomial(weights, len(weights), replacement=True, generator=seeded(s))
+    drawn = torch.multinomial(weights, len(weights), replacement=True, generator=seeded(s, 0))
     return moved[drawn]
 
 
@@ -336,7 +337,7 @@ def moments(x: Tensor) -> Key:
 def normal(reference: Key, covariance: Tensor, n: int, seed: int = 0) -> Tensor:
     """Samples of the Gaussian with the moments of the reference, inside of the prior's box."""
     root = torch.linalg.cholesky(covariance)
-    z = torch.randn(20 * n, 4, generator=seeded(seed), dtype=torch.float64)
+    z = torch.randn(20 * n, 4, generator=seeded(seed, 0), dtype=torch.float64)
     x = torch.tensor(reference["mean"], dtype=torch.float64) + z @ root.T
     return x[PROBLEM.prior.inside(x)][:n]
 

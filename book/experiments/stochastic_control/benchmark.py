@@ -13,23 +13,12 @@ from torch import Tensor
 
 from ctdl_lib.control import feedback, objective, rollout
 from ctdl_lib.learning import Step, cosine, train
+from machinery.seeds import seeded
 from machinery.store import Store
 
 from .radial import LogarithmicTarget
 from .shifted import BATCH, SEEDS, Curve, D, few
-from .solvers import (
-    FBSNN,
-    STEPS,
-    WEIGHTS,
-    DeepBSDE,
-    Ours,
-    Solver,
-    along,
-    idle,
-    noise_of,
-    seeded,
-    walk,
-)
+from .solvers import FBSNN, STEPS, WEIGHTS, DeepBSDE, Ours, Solver, along, idle, noise_of, walk
 
 Make = Callable[[int, LogarithmicTarget], Solver]
 DIMENSIONS = (10, 25, 50, 100, 200)

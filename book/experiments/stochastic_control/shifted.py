@@ -15,10 +15,11 @@ from ctdl_lib.control import feedback, objective, rollout
 from ctdl_lib.control.problem import Policy
 from ctdl_lib.learning import Step, cosine, train
 from ctdl_lib.potentials import PinnedPotential, Potential, ResNetPotential, ScaledPotential
+from machinery.seeds import seeded
 from machinery.store import Store
 
 from .radial import LogarithmicTarget, best_cost, stepwise_values
-from .solvers import STEPS, Along, along, idle, noise_of, seeded, walk
+from .solvers import STEPS, Along, along, idle, noise_of, walk
 
 CHAPTER = "13_stochastic_control"
 D = 100

@@ -18,6 +18,7 @@ from ctdl_lib.control import feedback, objective
 from ctdl_lib.control.problem import Policy
 from ctdl_lib.potentials import AutodiffPotential, Potential, ResNetPotential
 from ctdl_lib.potentials.potential import Time
+from machinery.seeds import seeded
 
 from .radial import LogarithmicTarget
 
@@ -32,11 +33,6 @@ class Along(NamedTuple):
 
     value: Float[Tensor, "nodes batch"]
     slope: Float[Tensor, "times batch d"]
-
-
-def seeded(seed: int) -> torch.Generator:
-    """A generator with this seed."""
-    return torch.Generator().manual_seed(seed)
 
 
 def noise_of(count: int, seed: int, d: int = 100, steps: int = STEPS) -> Tensor:
