@@ -35,7 +35,7 @@ Run = Literal["saved", "explore", "train", "smoke"]
 
 
 SMOKE_STEPS = 3
-LOSSES = 500  # entries that a loss history has at most
+LOSSES = 250  # entries that a new loss history has at most
 
 
 RUNS = ("saved", "explore", "train", "smoke")
@@ -69,7 +69,7 @@ class Record:
     @property
     def every(self) -> int:
         """The number of steps whose mean is one entry of `losses`."""
-        return max(1, math.ceil(self.steps / LOSSES))
+        return max(1, math.ceil(self.steps / max(1, len(self.losses))))
 
     @property
     def hardware(self) -> str:

@@ -14,7 +14,7 @@ from ctdl_lib.control import feedback, rollout
 from ctdl_lib.control.problem import Policy
 from ctdl_lib.potentials import Potential
 from machinery import claims, plotting
-from machinery.store import Run, Store, results_folder
+from machinery.store import Record, Run, Store, results_folder
 
 from . import benchmark, evidence, shifted
 from .benchmark import DEEP, LOW, OURS, RAISSI
@@ -38,20 +38,18 @@ LOOK: dict[str, int] = dict(
 
 @dataclass(frozen=True)
 class Results:
-    """The numbers of the evidence, the corners with the first seed, and losses of a corner."""
+    """The numbers of the evidence, the corners with the first seed, and a corner's records."""
 
     evidence: Evidence
     corners: dict[tuple[str, str], Potential]
-    losses: list[list[float]]  # of penalties on random walks, one list a seed
+    walks: list[Record]  # of penalties on random walks, one a seed
 
 
 def results(run: Run, device: str = "cpu", seed: int = 0) -> Results:
     """The results that the lecture shows: loaded, trained or tried out as `run` says."""
     store, first = Store(CHAPTER, run), seed + SEEDS[0]
     corners = {at: shifted.fit(store, setting, first)[0] for at, setting in CORNERS.items()}
-    walks = [
-        shifted.fit(store, shifted.WALK_PENALTIES, s)[1].losses for s in shifted.few(store, seed)
-    ]
+    walks = [shifted.fit(store, shifted.WALK_PENALTIES, s)[1] for s in shifted.few(store, seed)]
     return Results(evidence.gather(run, device, seed), corners, walks)
 
 
@@ -228,9 +226,9 @@ def draw_trap(found: Results) -> None:
     """Draw how the penalties on random walks fall, and what the feedback costs meanwhile."""
     _, axes = plt.subplots(1, 2, figsize=(8.6, 2.9))
     curves = found.evidence.corner_curves["walk", "penalties"]
-    for k, (losses, curve) in enumerate(zip(found.losses, curves, strict=True)):
-        smooth = torch.tensor(losses).unfold(0, min(10, len(losses)), 1).mean(1)
-        axes[0].plot(smooth, color=plotting.COLORS[0], alpha=1 - 0.25 * k)
+    for k, (record, curve) in enumerate(zip(found.walks, curves, strict=True)):
+        iterations = record.every * (torch.arange(len(record.losses)) + 0.5)
+        axes[0].plot(iterations, record.losses, color=plotting.COLORS[0], alpha=1 - 0.25 * k)
         look = {"marker": plotting.MARKERS[k], "alpha": 1 - 0.25 * k}
         axes[1].plot(curve["steps"], curve["cost"], color=plotting.COLORS[0], **look)
     axes[1].axhline(found.evidence.bars["idle"], color="grey", ls=":", label="doing nothing")
