@@ -123,22 +123,37 @@ def test_smoke_runs_of_the_measurements_leave_no_file(tmp_path):
 def test_the_stored_gaps_are_those_of_the_stored_weights():
     torch.set_default_dtype(torch.float32)  # as the book computes
     store = Store("07_ot_flow", "saved")
-    kept = densities.gaps(store, points=evidence.POINTS)
-    x = densities.held_out("circles", evidence.POINTS)
-    for row in (row for row in kept if row.density == "circles"):
-        again = densities.gap(densities.fit(store, "circles", row.seed), "circles", row.seed, x)
-        assert again.gap == pytest.approx(row.gap, abs=1e-4)
+    kept = densities.gaps(store)
+    x = densities.held_out("circles")
+    row = next(row for row in kept if row.density == "circles")
+    again = densities.gap(densities.fit(store, "circles", row.seed), "circles", row.seed, x)
+    assert again.gap == pytest.approx(row.gap, abs=1e-4)
+
+
+def test_the_gap_away_from_edges_is_that_of_these_points_alone():
+    torch.set_default_dtype(torch.float32)
+    store = Store("07_ot_flow", "saved")
+    flow = densities.fit(store, "checkerboard", 32)
+    x = densities.held_out("checkerboard")
+    to_edge = torch.cdist(x[:, :1], torch.arange(-4.0, 5.0, 2.0)[:, None]).amin(1)
+    to_edge = to_edge.minimum(torch.cdist(x[:, 1:], torch.arange(-4.0, 5.0, 2.0)[:, None]).amin(1))
+    chosen = x[to_edge >= densities.EDGE]
+    found = densities.difference(
+        densities.solved(flow, steps=densities.JUDGED), "checkerboard", chosen
+    )
+    wanted = found.value * len(chosen) / len(x)
+    assert densities.inside(store)[2] == pytest.approx(wanted, abs=1e-4)
 
 
 def test_the_stored_beliefs_are_those_of_the_stored_weights():
     torch.set_default_dtype(torch.float32)
     store = Store("07_ot_flow", "saved")
-    kept = evidence.beliefs(store, 0, None, evidence.POINTS, "cpu")
-    x = densities.held_out("2spirals", evidence.POINTS)
+    kept = evidence.beliefs(store, 0, None, densities.POINTS, "cpu")
+    x = densities.held_out("2spirals")
     again = densities.belief(store, "2spirals", 31, x)
     (row,) = (b for b in kept if (b.density, b.seed) == ("2spirals", 31))
     assert dataclasses.astuple(again) == pytest.approx(dataclasses.astuple(row), abs=1e-4)
-    gaps = {(g.density, g.seed): g.gap for g in densities.gaps(store, points=evidence.POINTS)}
+    gaps = {(g.density, g.seed): g.gap for g in densities.gaps(store)}
     own = [b for b in kept if not b.variant]
     assert [b.gap for b in own] == pytest.approx([gaps[b.density, b.seed] for b in own], abs=1e-4)
 

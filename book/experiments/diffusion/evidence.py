@@ -100,7 +100,7 @@ def ot_flow_gaps(count: int) -> Table:
     """The gaps of OT-Flow on the same densities, as the chapter on it has stored them."""
     stored = Store(densities_chapter(), "saved", folder=results_folder())
     table: Table = {}
-    for gap in densities.gaps(stored, points=learned.HELD_OUT):
+    for gap in densities.gaps(stored):
         table.setdefault(gap.density, []).append(gap.gap)
     return {name: row[:count] for name, row in table.items()}
 

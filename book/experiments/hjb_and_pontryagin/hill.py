@@ -103,9 +103,11 @@ def fits(store: Store, seed: int = 0) -> list[tuple[Potential, Record]]:
     return [training.fit(store, "hill", training.hill(), s, HILL) for s in seeds_of(store, seed)]
 
 
-def wide_fits(store: Store, seed: int = 0) -> list[tuple[Potential, Record]]:
+def wide_fits(
+    store: Store, seed: int = 0, *, name: str = "box", how: dict[str, Any] = BOX
+) -> list[tuple[Potential, Record]]:
     """The value functions that also learn from starts all over the box, of four seeds."""
-    return [training.fit(store, "box", training.hill(), s, BOX) for s in seeds_of(store, seed, 4)]
+    return [training.fit(store, name, training.hill(), s, how) for s in seeds_of(store, seed, 4)]
 
 
 def halved_fits(store: Store, seed: int = 0) -> list[tuple[Potential, Record]]:

@@ -33,7 +33,10 @@ GATE: dict[str, Any] = HILL | {
 }  # fmt: skip
 BOX: dict[str, Any] = HILL | {
     "weights": {"cost": 0.0, "hjb": 1.0}, "share": 0.5, "low": [-3.0, -3.0], "high": [3.0, 3.0],
+    "layers": 3, "steps": 4000, "lr": 0.01,
 }  # fmt: skip
+SHALLOW: dict[str, Any] = BOX | {"layers": 2}
+DEEP: dict[str, Any] = BOX | {"share": 0.0}
 
 Terms = Callable[..., dict[str, Tensor]]
 
@@ -60,7 +63,8 @@ def seeds_of(store: Store, seed: int = 0, count: int = COUNT) -> list[int]:
 
 def untrained(task: Task, how: dict[str, Any], s: int) -> tuple[ResNetPotential, Potential]:
     """The network before its training, and the potential Φ that it is a part of."""
-    net = ResNetPotential(how["d"], width=how["width"], generator=seeded(s))
+    size = {"width": how["width"], "layers": how.get("layers", 2)}
+    net = ResNetPotential(how["d"], **size, generator=seeded(s))
     with torch.no_grad():
         net.w.fill_(0.1)
     return net, net if task.lq is None else PinnedPotential(task.lq.value(), net)
