@@ -48,6 +48,12 @@ TOC = yaml.safe_load((chapters.ROOT / "_toc.yml").read_text())
 CHAPTERS = [chapter for part in TOC["parts"] for chapter in part["chapters"]]
 NESTED = [section for chapter in CHAPTERS for section in chapter.get("sections", [])]
 PAGES = [TOC["root"], *(page["file"] for page in [*CHAPTERS, *NESTED])]
+# The pages of playgrounds, with the names of those that each has.
+PLAYED = {
+    path.stem: re.findall(r"```{playground} (\w+)", path.read_text("utf-8"))
+    for path in sorted(chapters.BOOK.glob("play_*.md"))
+}
+PIECES = sorted(path.stem for path in (chapters.BOOK / "_static/playground/pieces").iterdir())
 NOTEBOOKS = [f"book/{chapter.name}" for chapter in [*chapters.all_chapters(), *chapters.guides()]]
 
 
@@ -156,7 +162,7 @@ def test_page_shows_its_formulas_and_pictures_to_everyone(browser, address, name
         assert serious_violations(page, contrast_alone=True) == []  # all else is the same as before
 
 
-NARROW = ["intro", "api", "playground", "scoreboard", "14_quadcopter", "use_control"]
+NARROW = ["intro", "api", *PLAYED, "scoreboard", "14_quadcopter", "use_control"]
 
 
 @pytest.mark.parametrize("name", NARROW)
@@ -333,12 +339,20 @@ def test_a_card_of_the_map_is_a_link_as_a_whole(page):
 # --- playgrounds --------------------------------------------------------------------------------
 
 
+def play(page: Page, name: str) -> None:
+    """Open the page that has a playground."""
+    (found,) = [stem for stem, names in PLAYED.items() if name in names]
+    visit(page, f"book/{found}")
+
+
 def in_script(page: Page, code: str, *args: object, of: str = "flow") -> Any:
     """What an asynchronous function of the pieces, and of what a playground knows, returns."""
     return page.evaluate(
         f"""async args => {{
-            const pieces = await import(new URL('_static/playground/pieces.js', args[0]).href);
-            const stored = await fetch(new URL('_static/playground/{of}.json', args[0]));
+            const at = name => new URL(`_static/playground/${{name}}`, args[0]).href;
+            const files = {PIECES}.map(name => import(at(`pieces/${{name}}.js`)));
+            const pieces = Object.assign({{}}, ...await Promise.all(files));
+            const stored = await fetch(at('{of}.json'));
             const known = await stored.json(), {{flows}} = known;
             {code}
         }}""",
@@ -347,7 +361,7 @@ def in_script(page: Page, code: str, *args: object, of: str = "flow") -> Any:
 
 
 def test_the_pieces_in_the_browser_are_those_of_the_library(page):
-    visit(page, "book/playground")
+    play(page, "flow")
     x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)) * 2
     times = torch.linspace(0, 1, 20)
     close: Any = {"rtol": 1e-9, "atol": 1e-9}
@@ -381,7 +395,7 @@ def test_weights_of_16_bits_move_points_to_nearly_the_same_ends():
 
 
 def test_the_score_in_the_browser_is_exact_and_its_steps_are_those_of_the_library(page):
-    visit(page, "book/playground")
+    play(page, "score")
     data, schedule = TOYS["8gaussians"], Schedule()
     assert isinstance(data, Mixture)
     means, v = data.means.double(), data.std[0, 0].item() ** 2
@@ -417,7 +431,7 @@ def test_the_score_in_the_browser_is_exact_and_its_steps_are_those_of_the_librar
 
 
 def test_the_adaptive_solver_in_the_browser_keeps_its_tolerance(page):
-    visit(page, "book/playground")
+    play(page, "solver")
     code = "const f = (t, x) => Float64Array.of(x[1], -x[0] + Math.sin(t));"
     adaptive = (
         code + "const {accepted, evaluations} = pieces.dormandPrince(f, [1, 0], 0, 6, args[1]);"
@@ -447,7 +461,7 @@ def test_the_adaptive_solver_in_the_browser_keeps_its_tolerance(page):
 
 
 def test_the_feedback_in_the_browser_is_that_of_the_library(page):
-    visit(page, "book/playground")
+    play(page, "hill")
     g, problem = torch.Generator().manual_seed(0), obstacle()
     phi = as_received(hill.value_function().correction)
     phi = PinnedPotential(problem.linear_quadratic.value(), phi)
@@ -472,7 +486,7 @@ def test_the_feedback_in_the_browser_is_that_of_the_library(page):
 
 
 def test_the_layers_in_the_browser_are_those_of_the_library(page):
-    visit(page, "book/playground")
+    play(page, "layers")
     y = 3 * torch.rand(20, 2, generator=torch.Generator().manual_seed(0)).double() - 1.5
     code = "const {weights, horizon} = known.nets[args[1]], net = pieces.resnet(weights, horizon);"
     code += "return args[2].map(y => net.path(y, args[3]).at(-1))"
@@ -491,7 +505,7 @@ def test_the_layers_in_the_browser_are_those_of_the_library(page):
 
 
 def test_the_flights_in_the_browser_are_those_of_the_library(page):
-    visit(page, "book/playground")
+    play(page, "wind")
     g = torch.Generator().manual_seed(0)
     x = wind.plans.QUAD.start + 0.1 * torch.randn(5, 12, generator=g).double()
     dW = torch.randn(wind.STEPS, 5, 12, generator=g).double() / 10
@@ -518,7 +532,7 @@ def parts_of(page: Page, name: str) -> Callable[[str], Locator]:
 
 
 def test_a_reader_drops_points_and_takes_fewer_steps(page):
-    visit(page, "book/playground")
+    play(page, "flow")
     part = parts_of(page, "flow")
     said = lambda: part("says").inner_text()  # noqa: E731
     error = lambda: float(said().split(" away")[0].split()[-1])  # noqa: E731
@@ -544,7 +558,7 @@ def test_a_reader_drops_points_and_takes_fewer_steps(page):
 
 
 def test_layers_with_imaginary_eigenvalues_grow_and_runge_kutta_steps_do_not(page):
-    visit(page, "book/playground")
+    play(page, "stable")
     part = parts_of(page, "stable")
     lost = lambda: float(part("says").inner_text().split(" away")[0].split()[-1])  # noqa: E731
     assert "|1 + hλ| = 1.020" in part("says").inner_text()
@@ -557,7 +571,7 @@ def test_layers_with_imaginary_eigenvalues_grow_and_runge_kutta_steps_do_not(pag
 
 
 def test_stiffness_makes_the_solver_work_and_take_back_steps(page):
-    visit(page, "book/playground")
+    play(page, "solver")
     part = parts_of(page, "solver")
     read = lambda: [int(n) for n in re.findall(r"\d+", part("says").inner_text())[:3]]  # noqa: E731
     accepted, _, evaluations = read()
@@ -573,7 +587,7 @@ def test_stiffness_makes_the_solver_work_and_take_back_steps(page):
 
 
 def test_many_steps_bring_all_points_to_the_data(page):
-    visit(page, "book/playground")
+    play(page, "score")
     part = parts_of(page, "score")
     percent = re.compile(r"(\d+) %")
     shares = lambda: [int(n) for n in percent.findall(part("says").inner_text())[:2]]  # noqa: E731
@@ -588,7 +602,7 @@ def test_many_steps_bring_all_points_to_the_data(page):
 
 
 def test_noise_makes_a_plan_expensive_and_a_feedback_less_so(page):
-    visit(page, "book/playground")
+    play(page, "hill")
     part = parts_of(page, "hill")
     costs = lambda: [float(n) for n in re.findall(r"costs (\d+\.\d)", part("says").inner_text())]  # noqa: E731
     part("noise").fill("0")
@@ -606,7 +620,7 @@ def test_noise_makes_a_plan_expensive_and_a_feedback_less_so(page):
 
 
 def test_few_layers_tell_fewer_points_right(page):
-    visit(page, "book/playground")
+    play(page, "layers")
     part = parts_of(page, "layers")
     right = lambda: int(part("says").inner_text().split(" %")[0].split()[-1])  # noqa: E731
     trained = right()
@@ -625,7 +639,7 @@ def test_few_layers_tell_fewer_points_right(page):
 
 
 def test_wind_throws_the_open_loop_off(page):
-    visit(page, "book/playground")
+    play(page, "wind")
     part = parts_of(page, "wind")
     said = lambda: part("says").inner_text()  # noqa: E731
     costs = lambda: [int(n) for n in re.findall(r"costs (\d+)", said())]  # noqa: E731
@@ -642,8 +656,8 @@ def test_wind_throws_the_open_loop_off(page):
 def test_a_still_picture_stays_where_scripts_are_off(browser, address):
     context = browser.new_context(java_script_enabled=False, base_url=address)
     tab = context.new_page()
-    for name in ("book/intro", "book/playground"):
-        tab.goto(f"{name}.html")
+    for name in ("intro", *PLAYED):
+        tab.goto(f"book/{name}.html")
         pictures = tab.locator("figure.playground img").all()
         assert pictures
         assert all(picture.is_visible() for picture in pictures)
@@ -671,12 +685,22 @@ def test_the_first_page_moves_only_for_those_who_like_it(browser, address, motio
     context.close()
 
 
-def test_playgrounds_are_light(site):
-    folder = site / "_static" / "playground"
-    size = lambda *patterns: sum(p.stat().st_size for q in patterns for p in folder.glob(q))  # noqa: E731
-    for name in playgrounds.PLAYGROUNDS:
-        assert size("*.js", f"{name}.json", f"{name}.webp") < 150_000
-    assert size("*.js", "*.json") - size("hero.js*") < 170_000  # of the page of playgrounds
+@pytest.mark.parametrize("name", ["intro", *PLAYED])
+def test_a_page_loads_only_the_playgrounds_it_shows_and_is_light(browser, address, site, name):
+    loaded = set()
+    with opened(browser, address, "light") as tab:
+        tab.on("request", lambda request: loaded.add(request.url.removeprefix(address)))
+        visit(tab, f"book/{name}")
+        waiting = "figure.playground:not([data-ready])"
+        tab.wait_for_function(f"() => !document.querySelector('{waiting}')")
+    shown = PLAYED.get(name, ["hero"])
+    files = [Path(path) for path in loaded if "/playground/" in path]
+    assert sorted(path.stem for path in files if path.suffix == ".json") == sorted(shown)
+    assert sum((site / path).stat().st_size for path in files) < 150_000
+
+
+def test_every_playground_has_its_page():
+    assert sorted(sum(PLAYED.values(), ["hero"])) == sorted(playgrounds.PLAYGROUNDS)
 
 
 # --- the files ----------------------------------------------------------------------------------
@@ -779,7 +803,7 @@ def test_a_lecture_says_how_long_it_is_and_where_its_evidence_and_playground_are
     found = {str(link["href"]) for link in head.find_all("a")}
     assert (f"evidence/{chapter.stem}.html" in found) == (chapter.evidence is not None)
     played = chapter.name[:2] in ("01", "02", "03", "06", "07", "10", "12", "14")
-    assert any(link.startswith("playground.html#") for link in found) == played
+    assert any(link.startswith("play_") for link in found) == played
 
 
 def test_the_map_shows_every_chapter_with_a_picture(site):

@@ -1,5 +1,6 @@
 // Drop points into the plane of a trained flow, follow them in both directions, and save steps.
-import {velocity, rk4, normals} from "./pieces.js";
+import {velocity} from "./pieces/networks.js";
+import {normals, rk4} from "./pieces/solvers.js";
 import {Stage, arrow, parts, player, until} from "./stage.js";
 
 const FINE = 64, SECONDS = 3, MOST = 400;

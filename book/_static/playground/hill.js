@@ -1,5 +1,7 @@
 // Round a hill in the wind: a learned feedback, and its own plan without feedback, in the same noise.
-import {normals, obstacle, pinned, potential, quadratic, rollout} from "./pieces.js";
+import {obstacle, pinned, quadratic, rollout} from "./pieces/control.js";
+import {potential} from "./pieces/networks.js";
+import {normals} from "./pieces/solvers.js";
 import {Stage, drag, parts, player, until} from "./stage.js";
 
 const PATHS = 12, STEPS = 50, SECONDS = 3, COARSE = 29, FINE = 140;

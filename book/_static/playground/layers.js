@@ -1,5 +1,5 @@
 // The points of a plane move through the layers of a trained network, and so does one of the reader's.
-import {resnet} from "./pieces.js";
+import {resnet} from "./pieces/networks.js";
 import {Stage, drag, parts, player, until} from "./stage.js";
 
 const SECONDS = 4, PIXELS = 40;

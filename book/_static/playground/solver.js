@@ -1,5 +1,5 @@
 // An adaptive solver on van der Pol's equation: which steps it takes, and which it takes back.
-import {dormandPrince, rk4} from "./pieces.js";
+import {dormandPrince, rk4} from "./pieces/solvers.js";
 import {Stage, drag, parts} from "./stage.js";
 
 const TIME = 20, REACH = 2.6, START = [0.5, 0.3];

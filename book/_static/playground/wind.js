@@ -1,5 +1,7 @@
 // Three controllers of a quadcopter in the same wind, from the side and from above.
-import {along, normals, potential, quadcopter, rollout, scaled} from "./pieces.js";
+import {along, quadcopter, rollout, scaled} from "./pieces/control.js";
+import {potential} from "./pieces/networks.js";
+import {normals} from "./pieces/solvers.js";
 import {Stage, parts, player, until} from "./stage.js";
 
 const FLIGHTS = 4, STEPS = 100, SECONDS = 3, ARM = 0.22;
