@@ -36,74 +36,84 @@ function logCosh(a) {
   const values = new Float64Array(a.length), slopes = new Float64Array(a.length);
   for (let k = 0; k < a.length; k++) {
     const size = Math.abs(a[k]), e = Math.exp(-2 * size);
-    values[k] = size + Math.log1p(e);
-    slopes[k] = Math.sign(a[k]) * (1 - e) / (1 + e);
+    values[k] = size + Math.log(1 + e);
+    slopes[k] = (a[k] < 0 ? e - 1 : 1 - e) / (1 + e);
   }
   return {values, slopes};
 }
 
 const sigmoid = a => 1 / (1 + Math.exp(-a));
 
+/** The features of the last layer of a potential, and the slopes of each. */
+function forward({K0, b0, matrices, shifts, h}, s) {
+  let {values: u, slopes: first} = logCosh(affine(K0, s, b0));
+  const slopes = [first];
+  matrices.forEach((matrix, i) => {
+    const {values, slopes: next} = logCosh(affine(matrix, u, shifts[i]));
+    slopes.push(next);
+    u = u.map((value, k) => value + h * values[k]);
+  });
+  return {u, slopes};
+}
+
+/** The slopes z of Φ in the features of each layer, and y in what enters the first. */
+function backward({matrices, w, h}, slopes) {
+  const z = Array(slopes.length);
+  let y;
+  for (let i = matrices.length; i >= 0; i--) {
+    z[i] = new Float64Array(w);
+    if (y) {
+      const back = transposed(matrices[i], y);
+      for (let k = 0; k < w.length; k++) z[i][k] = z[i + 1][k] + h * back[k];
+    }
+    y = z[i].map((value, k) => value * slopes[i][k]);
+  }
+  return {z, y};
+}
+
+/** The sum of the second derivatives in x, by one sweep forward for each of its d entries. */
+function laplacian({K0, A, matrices, w, h, inputs}, d, slopes, z) {
+  const width = w.length, none = new Float64Array(width);
+  let sum = 0;
+  for (let j = 0; j < d; j++) {
+    for (let r = j; r < A.length; r += inputs) sum += A[r] ** 2;
+    let J = none;
+    for (let i = 0; i <= matrices.length; i++) {
+      const KJ = i ? affine(matrices[i - 1], J, none) : w.map((_, k) => K0[k * inputs + j]), scale = i ? h : 1;
+      for (let k = 0; k < width; k++) sum += scale * (1 - slopes[i][k] ** 2) * z[i][k] * KJ[k] ** 2;
+      J = J.map((value, k) => value + scale * slopes[i][k] * KJ[k]);
+    }
+  }
+  return sum;
+}
+
 /**
  * The potential wᵀN(s) + ½‖As‖² + bᵀs + c with s = (x, t): a function of t and x that returns
  * its value, dt, dx and laplacian. It is `ctdl_lib.potentials.ResNetPotential`.
  */
 export function potential(stored) {
-  const {K0, b0, K, b, w, A, linear, constant} = arrays(stored);
-  const width = w.length, layers = b.length / width, h = 1 / Math.max(layers, 1);
-  const inputs = linear.length, d = inputs - 1;
-  const matrices = Array.from({length: layers}, (_, i) => K.subarray(i * width * width, (i + 1) * width * width));
-  const shifts = Array.from({length: layers}, (_, i) => b.subarray(i * width, (i + 1) * width));
-  const none = new Float64Array(A.length / inputs);
+  const {K, b, linear, constant, ...net} = arrays(stored), {K0, A, w} = net, width = w.length;
+  const layers = b.length / width, inputs = linear.length, none = new Float64Array(A.length / inputs);
+  const cut = (of, size) => Array.from({length: layers}, (_, i) => of.subarray(i * size, (i + 1) * size));
+  Object.assign(net, {inputs, h: 1 / Math.max(layers, 1), matrices: cut(K, width * width), shifts: cut(b, width)});
 
   return (t, x) => {
-    const s = new Float64Array(inputs);
+    const s = new Float64Array(inputs), d = x.length;
     s.set(x);
     s[d] = t;
-    let {values: u, slopes: first} = logCosh(affine(K0, s, b0));
-    const slopes = [first];
-    for (let i = 0; i < layers; i++) {
-      const {values, slopes: next} = logCosh(affine(matrices[i], u, shifts[i]));
-      slopes.push(next);
-      for (let k = 0; k < width; k++) values[k] = u[k] + h * values[k];
-      u = values;
-    }
-
-    const z = Array(layers + 1);
-    let y;
-    for (let i = layers; i >= 0; i--) {
-      z[i] = new Float64Array(w);
-      if (i < layers) {
-        const back = transposed(matrices[i], y);
-        for (let k = 0; k < width; k++) z[i][k] = z[i + 1][k] + h * back[k];
-      }
-      y = new Float64Array(width);
-      for (let k = 0; k < width; k++) y[k] = z[i][k] * slopes[i][k];
-    }
+    const {u, slopes} = forward(net, s), {z, y} = backward(net, slopes);
     const As = affine(A, s, none), gradient = transposed(K0, y), outer = transposed(A, As);
-    for (let k = 0; k < inputs; k++) gradient[k] += outer[k] + linear[k];
-
-    const laplacian = () => {
-      let sum = 0;
-      for (let j = 0; j < d; j++) {
-        for (let r = 0; r < As.length; r++) sum += A[r * inputs + j] ** 2;
-        let J = Float64Array.from(w, (_, k) => K0[k * inputs + j]);
-        for (let i = 0; i <= layers; i++) {
-          const KJ = i ? affine(matrices[i - 1], J, new Float64Array(width)) : J, scale = i ? h : 1;
-          const before = i ? J : new Float64Array(width);
-          for (let k = 0; k < width; k++)
-            sum += scale * (1 - slopes[i][k] ** 2) * z[i][k] * KJ[k] ** 2;
-          J = before.map((value, k) => value + scale * slopes[i][k] * KJ[k]);
-        }
-      }
-      return sum;
-    };
-
     let value = constant[0];
     for (let k = 0; k < width; k++) value += w[k] * u[k];
     for (const entry of As) value += entry ** 2 / 2;
-    for (let k = 0; k < inputs; k++) value += linear[k] * s[k];
-    return {value, dt: gradient[d], dx: gradient.subarray(0, d), get laplacian() { return laplacian(); }};
+    for (let k = 0; k < inputs; k++) {
+      value += linear[k] * s[k];
+      gradient[k] += outer[k] + linear[k];
+    }
+    return {
+      value, dt: gradient[d], dx: gradient.subarray(0, d),
+      get laplacian() { return laplacian(net, d, slopes, z); },
+    };
   };
 }
 
