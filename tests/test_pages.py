@@ -1,6 +1,7 @@
 """The built pages, as a reader's browser shows them: with no network, in light and in dark."""
 
 import contextlib
+import copy
 import functools
 import http.server
 import os
@@ -32,7 +33,7 @@ from ctdl_lib.potentials import PinnedPotential, ResNetPotential
 from ctdl_lib.problems.control import obstacle
 from ctdl_lib.problems.densities import TOYS, Mixture
 from experiments import playgrounds
-from experiments.playgrounds import hill, layers, wind
+from experiments.playgrounds import hill, layers, posterior, wind
 from experiments.playgrounds.weights import as_received
 from machinery import chapters, printing, slides
 from machinery.printing import BROWSERS
@@ -524,6 +525,24 @@ def test_the_flights_in_the_browser_are_those_of_the_library(page):
         assert torch.allclose(ends, ours, rtol=1e-5, atol=1e-5)
 
 
+def test_the_posteriors_in_the_browser_are_those_of_the_library(page):
+    play(page, "posterior")
+    g, flow, n = torch.Generator().manual_seed(0), copy.copy(posterior.flow()), 20
+    y, z = torch.rand(n, 2, generator=g).double() - 0.7, torch.randn(n, 2, generator=g).double()
+    code = "const flow = pieces.conditionalFlow(known);"
+    code += "return args[1].map((y, i) => flow.path(y, args[2][i], args[3]))"
+    code += ".map((path, i) => [...path.at(-1), pieces.moonRadius(path.at(-1), args[1][i])])"
+    code += ".map(([p, q, r]) => [p, q, pieces.moonLogLikelihood(r)]);"
+    for steps in (1, 6):
+        flow.solver = {"steps": steps}
+        found = in_script(page, code, y.tolist(), z.tolist(), steps, of="posterior")
+        x, likelihood = torch.tensor(found, dtype=torch.float64).split([2, 1], 1)
+        assert torch.allclose(x, flow.given(y).inverse(z), rtol=1e-5, atol=1e-5)
+        theirs = posterior.TASK.log_likelihood(x, y)
+        constant = theirs[0] - likelihood[0]
+        assert torch.allclose(likelihood[:, 0] + constant, theirs, rtol=1e-5, atol=1e-5)
+
+
 def parts_of(page: Page, name: str) -> Callable[[str], Locator]:
     """The parts of a playground that has started."""
     figure = f"[data-playground={name}]"
@@ -651,6 +670,25 @@ def test_wind_throws_the_open_loop_off(page):
     before = costs()
     part("renew").click()
     assert costs() != before
+
+
+def test_a_posterior_follows_the_observation_also_where_nothing_explains_it(page):
+    play(page, "posterior")
+    part = parts_of(page, "posterior")
+    said = lambda: part("says").inner_text()  # noqa: E731
+    near = lambda: int(said().split(" % lie on the crescents")[0].split()[-1])  # noqa: E731
+    many = near()
+    assert many > 85
+    part("steps").fill("1")
+    assert near() < many
+    part("steps").fill("6")
+    part("before").press("ArrowLeft")
+    assert "Observation (-0.15, 0.20), 100 points by 6 steps" in said()
+    before = said()
+    part("renew").click()
+    assert said() != before
+    part("before").click(position={"x": 3, "y": 3})
+    assert "no parameters in the box explain it" in said()
 
 
 def test_a_still_picture_stays_where_scripts_are_off(browser, address):
@@ -802,7 +840,7 @@ def test_a_lecture_says_how_long_it_is_and_where_its_evidence_and_playground_are
     assert 3 < int(minutes[1]) < 30
     found = {str(link["href"]) for link in head.find_all("a")}
     assert (f"evidence/{chapter.stem}.html" in found) == (chapter.evidence is not None)
-    played = chapter.name[:2] in ("01", "02", "03", "06", "07", "10", "12", "14")
+    played = chapter.name[:2] in ("01", "02", "03", "06", "07", "09", "10", "12", "14")
     assert any(link.startswith("play_") for link in found) == played
 
 

@@ -25,7 +25,7 @@ from machinery.store import Store
 
 from ..ot_flow import race
 from ..ot_flow.evidence import CHAPTER
-from . import hill, layers, wind
+from . import hill, layers, posterior, wind
 from .drawing import REACH, squares
 from .weights import weights
 
@@ -289,6 +289,29 @@ PLAYGROUNDS = {
         " three standard deviations around each Gaussian.",
         draw_score,
         mixture,
+    ),
+    "posterior": Playground(
+        (
+            slider("steps", "Runge–Kutta steps", 1, 12, 6, "6"),
+            SHARE,
+            button("play", "Play"),
+            button("renew", "Other noise"),
+        ),
+        (
+            plane(
+                "before",
+                "Observations of the simulator. Drag the large point, click, or use the arrow"
+                " keys.",
+                touched=True,
+            ),
+            plane("after", "The parameters that explain it: a learned sample on two crescents."),
+        ),
+        "On the left a cloud of observations with one marked. On the right orange points lie on two"
+        " grey crescents, and some of them between.",
+        "Left: observations that the simulator makes (grey), and yours. Right: the box of the"
+        " prior, the exact posterior (grey), and a sample of the network (orange) on its way.",
+        posterior.draw,
+        posterior.known,
     ),
     "hill": Playground(
         (

@@ -88,8 +88,8 @@ function laplacian({K0, A, matrices, w, h, inputs}, d, slopes, z) {
 }
 
 /**
- * The potential wᵀN(s) + ½‖As‖² + bᵀs + c with s = (x, t): a function of t and x that returns
- * its value, dt, dx and laplacian. It is `ctdl_lib.potentials.ResNetPotential`.
+ * The potential wᵀN(s) + ½‖As‖² + bᵀs + c with s = (x, t, context): a function of t, x and a
+ * context that returns its value, dt, dx and laplacian. It is `ctdl_lib.potentials.ResNetPotential`.
  */
 export function potential(stored) {
   const {K, b, linear, constant, ...net} = arrays(stored), {K0, A, w} = net, width = w.length;
@@ -97,10 +97,11 @@ export function potential(stored) {
   const cut = (of, size) => Array.from({length: layers}, (_, i) => of.subarray(i * size, (i + 1) * size));
   Object.assign(net, {inputs, h: 1 / Math.max(layers, 1), matrices: cut(K, width * width), shifts: cut(b, width)});
 
-  return (t, x) => {
+  return (t, x, context = []) => {
     const s = new Float64Array(inputs), d = x.length;
     s.set(x);
     s[d] = t;
+    s.set(context, d + 1);
     const {u, slopes} = forward(net, s), {z, y} = backward(net, slopes);
     const As = affine(A, s, none), gradient = transposed(K0, y), outer = transposed(A, As);
     let value = constant[0];
