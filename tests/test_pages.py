@@ -33,7 +33,9 @@ from ctdl_lib.potentials import PinnedPotential, ResNetPotential
 from ctdl_lib.problems.control import obstacle
 from ctdl_lib.problems.densities import TOYS, Mixture
 from experiments import playgrounds
-from experiments.playgrounds import hill, layers, posterior, wind
+from experiments.pde_control.mitigation import best_openings
+from experiments.pde_control.networks import steering
+from experiments.playgrounds import basin, hill, layers, posterior, wind
 from experiments.playgrounds.weights import as_received
 from machinery import chapters, printing, slides
 from machinery.printing import BROWSERS
@@ -543,6 +545,29 @@ def test_the_posteriors_in_the_browser_are_those_of_the_library(page):
         assert torch.allclose(likelihood[:, 0] + constant, theirs, rtol=1e-5, atol=1e-5)
 
 
+def test_the_basin_in_the_browser_is_that_of_the_chapter(page):
+    play(page, "basin")
+    code = "const problem = pieces.basin(known.constants, args[1]);"
+    code += "const policy = pieces.opening(known.weights), plan = pieces.bestOpenings(problem);"
+    code += "const all = [policy, (t, u, y, k) => plan[k]].map(a => pieces.drain(problem, a));"
+    code += "return all.map(({states, openings, cost}) => [...states.at(-1), ...openings, cost]);"
+    for kind, speed, source, sink in (
+        ("one", 0.8, (0.3, 0.35), (0.65, 0.6)),
+        ("beside", -1.2, (0.45, 0.7), (0.1, 0.9)),
+    ):
+        like = basin.problem(kind, speed, 1.3, source, sink)
+        stream = like.basins.stream[0].tolist()
+        given = {"stream": stream, "speed": speed, "strength": 1.3, "source": source, "sink": sink}
+        found = torch.tensor(in_script(page, code, given, of="basin"), dtype=torch.float64)
+        control, best = steering("policy", basin.policy(), like), best_openings(like)
+        path = rollout(like, control, like.start, steps=25)
+        openings = [control(t, x)[:, 0] for t, x in zip(path.t, path.x, strict=True)][:-1]
+        by_policy = torch.cat([path.x[-1, 0], *openings, path.cost]).detach()
+        by_plan = torch.cat([best.controls[0], best.cost])
+        assert torch.allclose(found[0], by_policy, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(found[1][-26:], by_plan, rtol=1e-5, atol=1e-5)
+
+
 def parts_of(page: Page, name: str) -> Callable[[str], Locator]:
     """The parts of a playground that has started."""
     figure = f"[data-playground={name}]"
@@ -689,6 +714,28 @@ def test_a_posterior_follows_the_observation_also_where_nothing_explains_it(page
     assert said() != before
     part("before").click(position={"x": 3, "y": 3})
     assert "no parameters in the box explain it" in said()
+
+
+def test_a_policy_opens_the_drain_and_costs_little_more_than_the_best_plan(page):
+    play(page, "basin")
+    part = parts_of(page, "basin")
+    said = lambda: part("says").inner_text()  # noqa: E731
+    costs = lambda: [float(n) for n in re.findall(r"(?:shut|policy|plan) (\d+\.\d+)", said())]  # noqa: E731
+    shut, policy, best = costs()
+    assert best < policy < 1.2 * best < shut
+    assert "are in the ranges" in said()
+    part("strength").fill("2")
+    doubled = costs()
+    assert doubled[2] == pytest.approx(4 * best, rel=0.01)  # Exercise 2 of the chapter
+    assert "are outside of the ranges" in said()
+    part("stream").select_option("four")
+    part("speed").fill("-1")
+    assert costs() != doubled
+    part("moved").select_option("sink")
+    part("middle").press("ArrowRight")
+    assert "drain at (0.52, 0.30)" in said()
+    part("before").click(position={"x": 1, "y": 1})
+    assert "drain at (0.0" in said()
 
 
 def test_a_still_picture_stays_where_scripts_are_off(browser, address):
@@ -840,7 +887,7 @@ def test_a_lecture_says_how_long_it_is_and_where_its_evidence_and_playground_are
     assert 3 < int(minutes[1]) < 30
     found = {str(link["href"]) for link in head.find_all("a")}
     assert (f"evidence/{chapter.stem}.html" in found) == (chapter.evidence is not None)
-    played = chapter.name[:2] in ("01", "02", "03", "06", "07", "09", "10", "12", "14")
+    played = chapter.name[:2] in ("01", "02", "03", "06", "07", "09", "10", "12", "14", "15")
     assert any(link.startswith("play_") for link in found) == played
 
 
