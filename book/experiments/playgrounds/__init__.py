@@ -342,10 +342,10 @@ PLAYGROUNDS = {
                 "stream",
                 "Stream",
                 {
-                    "one": "one whirl",
+                    "four": "four whirls",
                     "beside": "two side by side",
                     "above": "two above each other",
-                    "four": "four whirls",
+                    "one": "one whirl",
                 },
             ),
             slider("speed", "Speed", -1.5, 1.5, basin.SPEED, f"{basin.SPEED}", 0.1),
@@ -369,7 +369,7 @@ PLAYGROUNDS = {
             plane("after", "How wide the drain is open over time, by the policy and at best."),
         ),
         "Three panels. With the drain shut the square is dark, with the drain steered it is paler."
-        " The opening of the policy stays close to the best one.",
+        " The opening of the policy is close to the best one.",
         "Left: concentration with the drain shut. Middle: steered by the policy. Triangle: source."
         " Disc: drain. Right: the opening over time, by the policy (orange) and by the best plan.",
         basin.draw,

@@ -17,13 +17,13 @@ from ..pde_control.networks import steering
 from .drawing import squares
 from .weights import as_received, weights
 
-# The coefficients of the streams to choose from: one whirl, two side by side or one above the
-# other, and four.
+# The coefficients of the streams to choose from: four whirls, two side by side or above each other,
+# and one.
 STREAMS = {
-    "one": [[1, 0], [0, 0]],
+    "four": [[0, 0], [0, 1]],
     "beside": [[0, 0], [1, 0]],
     "above": [[0, 1], [0, 0]],
-    "four": [[0, 0], [0, 1]],
+    "one": [[1, 0], [0, 0]],
 }
 SPEED, STRENGTH, SOURCE, SINK = 0.8, 1.0, (0.3, 0.35), (0.5, 0.3)
 
@@ -37,7 +37,7 @@ def policy() -> nn.Module:
 
 
 def problem(
-    stream: str = "one",
+    stream: str = "four",
     speed: float = SPEED,
     strength: float = STRENGTH,
     source: tuple[float, float] = SOURCE,
