@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 import statistics
 from pathlib import Path
 
@@ -23,6 +24,7 @@ LAYERS = [
 ]
 LEVEL = {package: level for level, layer in enumerate(LAYERS) for package in layer}
 FILES = sorted(p for p in ROOT.rglob("*.py") if p.name != "__init__.py")
+SCRIPTS = sorted((ROOT.parent / "book/_static/playground").rglob("*.js"))
 FORBIDDEN = {"utils", "helpers", "misc", "core", "base", "common"}
 
 
@@ -77,6 +79,15 @@ def test_functions_are_short():
     lengths = sorted(body(node) for _, node in functions())
     assert statistics.median(lengths) <= 10
     assert lengths[-1] <= 40
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
+def test_functions_of_the_playgrounds_are_short(path):
+    start = 0  # of a function at the margin, or of a method
+    for number, line in enumerate(path.read_text("utf-8").splitlines()):
+        if re.match(r"(export )?(const|function|class) |  \w+\(.*\) \{$", line):
+            start = number
+        assert not line.startswith("}") or number - start < 40, f"{path.name}, line {start + 1}"
 
 
 def test_the_library_does_not_print_plot_seed_globally_or_choose_a_device():

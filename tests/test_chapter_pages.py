@@ -44,10 +44,10 @@ def test_exercises_do_not_count_as_reading():
 
 
 def test_playgrounds_are_found_by_their_links_to_chapters():
-    anchors = {c.name[:2]: chapter_head.playground_of(c) for c in LECTURES}
-    assert anchors["03"] == "steps-that-a-solver-chooses"
-    assert anchors["06"] == anchors["07"] == "two-flows-of-the-plane"
-    assert anchors["16"] == ""
+    found = {c.name[:2]: chapter_head.playground_of(c) for c in LECTURES}
+    assert found["03"] == "play_layers.html#steps-that-a-solver-chooses"
+    assert found["06"] == found["07"] == "play_flows.html#two-flows-of-the-plane"
+    assert found["16"] == ""
 
 
 # --- the map ------------------------------------------------------------------------------------

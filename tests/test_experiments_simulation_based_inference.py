@@ -425,6 +425,14 @@ def test_the_benchmarks_control_has_the_moments_of_the_reference_and_stays_in_th
     assert task.prior.inside(benchmark.fitted(inner + 9, task, 500, seeded(0, 0))).all()
 
 
+def test_the_stored_flow_of_the_two_moons_finds_both_of_them(saved):
+    flow, reference = benchmark.two_moons(saved).model, benchmark.TASKS[0].reference(1)
+    x = flow.given(reference.y).sample(500, seeded(0))
+    far = torch.cdist(x, reference.posterior[:2000]).amin(1)
+    assert (far < 0.03).float().mean() > 0.9
+    assert 0.4 < (x.sum(1) > 0).float().mean() < 0.6
+
+
 # --- what is stored -----------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """The built pages, as a reader's browser shows them: with no network, in light and in dark."""
 
 import contextlib
+import copy
 import functools
 import http.server
 import os
@@ -32,7 +33,9 @@ from ctdl_lib.potentials import PinnedPotential, ResNetPotential
 from ctdl_lib.problems.control import obstacle
 from ctdl_lib.problems.densities import TOYS, Mixture
 from experiments import playgrounds
-from experiments.playgrounds import hill, layers, wind
+from experiments.pde_control.mitigation import best_openings
+from experiments.pde_control.networks import steering
+from experiments.playgrounds import basin, hill, layers, posterior, wind
 from experiments.playgrounds.weights import as_received
 from machinery import chapters, printing, slides
 from machinery.printing import BROWSERS
@@ -48,6 +51,12 @@ TOC = yaml.safe_load((chapters.ROOT / "_toc.yml").read_text())
 CHAPTERS = [chapter for part in TOC["parts"] for chapter in part["chapters"]]
 NESTED = [section for chapter in CHAPTERS for section in chapter.get("sections", [])]
 PAGES = [TOC["root"], *(page["file"] for page in [*CHAPTERS, *NESTED])]
+# The pages of playgrounds, with the names of those that each has.
+PLAYED = {
+    path.stem: re.findall(r"```{playground} (\w+)", path.read_text("utf-8"))
+    for path in sorted(chapters.BOOK.glob("play_*.md"))
+}
+PIECES = sorted(path.stem for path in (chapters.BOOK / "_static/playground/pieces").iterdir())
 NOTEBOOKS = [f"book/{chapter.name}" for chapter in [*chapters.all_chapters(), *chapters.guides()]]
 
 
@@ -156,7 +165,7 @@ def test_page_shows_its_formulas_and_pictures_to_everyone(browser, address, name
         assert serious_violations(page, contrast_alone=True) == []  # all else is the same as before
 
 
-NARROW = ["intro", "api", "playground", "scoreboard", "14_quadcopter", "use_control"]
+NARROW = ["intro", "api", *PLAYED, "scoreboard", "14_quadcopter", "use_control"]
 
 
 @pytest.mark.parametrize("name", NARROW)
@@ -333,12 +342,20 @@ def test_a_card_of_the_map_is_a_link_as_a_whole(page):
 # --- playgrounds --------------------------------------------------------------------------------
 
 
+def play(page: Page, name: str) -> None:
+    """Open the page that has a playground."""
+    (found,) = [stem for stem, names in PLAYED.items() if name in names]
+    visit(page, f"book/{found}")
+
+
 def in_script(page: Page, code: str, *args: object, of: str = "flow") -> Any:
     """What an asynchronous function of the pieces, and of what a playground knows, returns."""
     return page.evaluate(
         f"""async args => {{
-            const pieces = await import(new URL('_static/playground/pieces.js', args[0]).href);
-            const stored = await fetch(new URL('_static/playground/{of}.json', args[0]));
+            const at = name => new URL(`_static/playground/${{name}}`, args[0]).href;
+            const files = {PIECES}.map(name => import(at(`pieces/${{name}}.js`)));
+            const pieces = Object.assign({{}}, ...await Promise.all(files));
+            const stored = await fetch(at('{of}.json'));
             const known = await stored.json(), {{flows}} = known;
             {code}
         }}""",
@@ -347,7 +364,7 @@ def in_script(page: Page, code: str, *args: object, of: str = "flow") -> Any:
 
 
 def test_the_pieces_in_the_browser_are_those_of_the_library(page):
-    visit(page, "book/playground")
+    play(page, "flow")
     x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)) * 2
     times = torch.linspace(0, 1, 20)
     close: Any = {"rtol": 1e-9, "atol": 1e-9}
@@ -381,7 +398,7 @@ def test_weights_of_16_bits_move_points_to_nearly_the_same_ends():
 
 
 def test_the_score_in_the_browser_is_exact_and_its_steps_are_those_of_the_library(page):
-    visit(page, "book/playground")
+    play(page, "score")
     data, schedule = TOYS["8gaussians"], Schedule()
     assert isinstance(data, Mixture)
     means, v = data.means.double(), data.std[0, 0].item() ** 2
@@ -417,7 +434,7 @@ def test_the_score_in_the_browser_is_exact_and_its_steps_are_those_of_the_librar
 
 
 def test_the_adaptive_solver_in_the_browser_keeps_its_tolerance(page):
-    visit(page, "book/playground")
+    play(page, "solver")
     code = "const f = (t, x) => Float64Array.of(x[1], -x[0] + Math.sin(t));"
     adaptive = (
         code + "const {accepted, evaluations} = pieces.dormandPrince(f, [1, 0], 0, 6, args[1]);"
@@ -447,7 +464,7 @@ def test_the_adaptive_solver_in_the_browser_keeps_its_tolerance(page):
 
 
 def test_the_feedback_in_the_browser_is_that_of_the_library(page):
-    visit(page, "book/playground")
+    play(page, "hill")
     g, problem = torch.Generator().manual_seed(0), obstacle()
     phi = as_received(hill.value_function().correction)
     phi = PinnedPotential(problem.linear_quadratic.value(), phi)
@@ -472,7 +489,7 @@ def test_the_feedback_in_the_browser_is_that_of_the_library(page):
 
 
 def test_the_layers_in_the_browser_are_those_of_the_library(page):
-    visit(page, "book/playground")
+    play(page, "layers")
     y = 3 * torch.rand(20, 2, generator=torch.Generator().manual_seed(0)).double() - 1.5
     code = "const {weights, horizon} = known.nets[args[1]], net = pieces.resnet(weights, horizon);"
     code += "return args[2].map(y => net.path(y, args[3]).at(-1))"
@@ -491,7 +508,7 @@ def test_the_layers_in_the_browser_are_those_of_the_library(page):
 
 
 def test_the_flights_in_the_browser_are_those_of_the_library(page):
-    visit(page, "book/playground")
+    play(page, "wind")
     g = torch.Generator().manual_seed(0)
     x = wind.plans.QUAD.start + 0.1 * torch.randn(5, 12, generator=g).double()
     dW = torch.randn(wind.STEPS, 5, 12, generator=g).double() / 10
@@ -510,6 +527,47 @@ def test_the_flights_in_the_browser_are_those_of_the_library(page):
         assert torch.allclose(ends, ours, rtol=1e-5, atol=1e-5)
 
 
+def test_the_posteriors_in_the_browser_are_those_of_the_library(page):
+    play(page, "posterior")
+    g, flow, n = torch.Generator().manual_seed(0), copy.copy(posterior.flow()), 20
+    y, z = torch.rand(n, 2, generator=g).double() - 0.7, torch.randn(n, 2, generator=g).double()
+    code = "const flow = pieces.conditionalFlow(known);"
+    code += "return args[1].map((y, i) => flow.path(y, args[2][i], args[3]))"
+    code += ".map((path, i) => [...path.at(-1), pieces.moonRadius(path.at(-1), args[1][i])])"
+    code += ".map(([p, q, r]) => [p, q, pieces.moonLogLikelihood(r)]);"
+    for steps in (1, 6):
+        flow.solver = {"steps": steps}
+        found = in_script(page, code, y.tolist(), z.tolist(), steps, of="posterior")
+        x, likelihood = torch.tensor(found, dtype=torch.float64).split([2, 1], 1)
+        assert torch.allclose(x, flow.given(y).inverse(z), rtol=1e-5, atol=1e-5)
+        theirs = posterior.TASK.log_likelihood(x, y)
+        constant = theirs[0] - likelihood[0]
+        assert torch.allclose(likelihood[:, 0] + constant, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_the_basin_in_the_browser_is_that_of_the_chapter(page):
+    play(page, "basin")
+    code = "const problem = pieces.basin(known.constants, args[1]);"
+    code += "const policy = pieces.opening(known.weights), plan = pieces.bestOpenings(problem);"
+    code += "const all = [policy, (t, u, y, k) => plan[k]].map(a => pieces.drain(problem, a));"
+    code += "return all.map(({states, openings, cost}) => [...states.at(-1), ...openings, cost]);"
+    for kind, speed, source, sink in (
+        ("one", 0.8, (0.3, 0.35), (0.65, 0.6)),
+        ("beside", -1.2, (0.45, 0.7), (0.1, 0.9)),
+    ):
+        like = basin.problem(kind, speed, 1.3, source, sink)
+        stream = like.basins.stream[0].tolist()
+        given = {"stream": stream, "speed": speed, "strength": 1.3, "source": source, "sink": sink}
+        found = torch.tensor(in_script(page, code, given, of="basin"), dtype=torch.float64)
+        control, best = steering("policy", basin.policy(), like), best_openings(like)
+        path = rollout(like, control, like.start, steps=25)
+        openings = [control(t, x)[:, 0] for t, x in zip(path.t, path.x, strict=True)][:-1]
+        by_policy = torch.cat([path.x[-1, 0], *openings, path.cost]).detach()
+        by_plan = torch.cat([best.controls[0], best.cost])
+        assert torch.allclose(found[0], by_policy, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(found[1][-26:], by_plan, rtol=1e-5, atol=1e-5)
+
+
 def parts_of(page: Page, name: str) -> Callable[[str], Locator]:
     """The parts of a playground that has started."""
     figure = f"[data-playground={name}]"
@@ -518,7 +576,7 @@ def parts_of(page: Page, name: str) -> Callable[[str], Locator]:
 
 
 def test_a_reader_drops_points_and_takes_fewer_steps(page):
-    visit(page, "book/playground")
+    play(page, "flow")
     part = parts_of(page, "flow")
     said = lambda: part("says").inner_text()  # noqa: E731
     error = lambda: float(said().split(" away")[0].split()[-1])  # noqa: E731
@@ -544,7 +602,7 @@ def test_a_reader_drops_points_and_takes_fewer_steps(page):
 
 
 def test_layers_with_imaginary_eigenvalues_grow_and_runge_kutta_steps_do_not(page):
-    visit(page, "book/playground")
+    play(page, "stable")
     part = parts_of(page, "stable")
     lost = lambda: float(part("says").inner_text().split(" away")[0].split()[-1])  # noqa: E731
     assert "|1 + hλ| = 1.020" in part("says").inner_text()
@@ -557,7 +615,7 @@ def test_layers_with_imaginary_eigenvalues_grow_and_runge_kutta_steps_do_not(pag
 
 
 def test_stiffness_makes_the_solver_work_and_take_back_steps(page):
-    visit(page, "book/playground")
+    play(page, "solver")
     part = parts_of(page, "solver")
     read = lambda: [int(n) for n in re.findall(r"\d+", part("says").inner_text())[:3]]  # noqa: E731
     accepted, _, evaluations = read()
@@ -573,7 +631,7 @@ def test_stiffness_makes_the_solver_work_and_take_back_steps(page):
 
 
 def test_many_steps_bring_all_points_to_the_data(page):
-    visit(page, "book/playground")
+    play(page, "score")
     part = parts_of(page, "score")
     percent = re.compile(r"(\d+) %")
     shares = lambda: [int(n) for n in percent.findall(part("says").inner_text())[:2]]  # noqa: E731
@@ -588,7 +646,7 @@ def test_many_steps_bring_all_points_to_the_data(page):
 
 
 def test_noise_makes_a_plan_expensive_and_a_feedback_less_so(page):
-    visit(page, "book/playground")
+    play(page, "hill")
     part = parts_of(page, "hill")
     costs = lambda: [float(n) for n in re.findall(r"costs (\d+\.\d)", part("says").inner_text())]  # noqa: E731
     part("noise").fill("0")
@@ -606,7 +664,7 @@ def test_noise_makes_a_plan_expensive_and_a_feedback_less_so(page):
 
 
 def test_few_layers_tell_fewer_points_right(page):
-    visit(page, "book/playground")
+    play(page, "layers")
     part = parts_of(page, "layers")
     right = lambda: int(part("says").inner_text().split(" %")[0].split()[-1])  # noqa: E731
     trained = right()
@@ -625,7 +683,7 @@ def test_few_layers_tell_fewer_points_right(page):
 
 
 def test_wind_throws_the_open_loop_off(page):
-    visit(page, "book/playground")
+    play(page, "wind")
     part = parts_of(page, "wind")
     said = lambda: part("says").inner_text()  # noqa: E731
     costs = lambda: [int(n) for n in re.findall(r"costs (\d+)", said())]  # noqa: E731
@@ -639,11 +697,52 @@ def test_wind_throws_the_open_loop_off(page):
     assert costs() != before
 
 
+def test_a_posterior_follows_the_observation_also_where_nothing_explains_it(page):
+    play(page, "posterior")
+    part = parts_of(page, "posterior")
+    said = lambda: part("says").inner_text()  # noqa: E731
+    near = lambda: int(said().split(" % lie on the crescents")[0].split()[-1])  # noqa: E731
+    many = near()
+    assert many > 85
+    part("steps").fill("1")
+    assert near() < many
+    part("steps").fill("6")
+    part("before").press("ArrowLeft")
+    assert "Observation (-0.15, 0.20), 100 points by 6 steps" in said()
+    before = said()
+    part("renew").click()
+    assert said() != before
+    part("before").click(position={"x": 3, "y": 3})
+    assert "no parameters in the box explain it" in said()
+
+
+def test_a_policy_opens_the_drain_and_costs_little_more_than_the_best_plan(page):
+    play(page, "basin")
+    part = parts_of(page, "basin")
+    said = lambda: part("says").inner_text()  # noqa: E731
+    costs = lambda: [float(n) for n in re.findall(r"(?:shut|policy|plan) (\d+\.\d+)", said())]  # noqa: E731
+    shut, policy, best = costs()
+    assert best < policy < 1.05 * best < shut
+    assert "are in the ranges" in said()
+    part("strength").fill("2")
+    doubled = costs()
+    assert doubled[2] == pytest.approx(4 * best, rel=0.01)  # Exercise 2 of the chapter
+    assert "are outside of the ranges" in said()
+    part("stream").select_option("one")
+    part("speed").fill("-1")
+    assert costs() != doubled
+    part("moved").select_option("sink")
+    part("middle").press("ArrowRight")
+    assert "drain at (0.52, 0.30)" in said()
+    part("before").click(position={"x": 1, "y": 1})
+    assert "drain at (0.0" in said()
+
+
 def test_a_still_picture_stays_where_scripts_are_off(browser, address):
     context = browser.new_context(java_script_enabled=False, base_url=address)
     tab = context.new_page()
-    for name in ("book/intro", "book/playground"):
-        tab.goto(f"{name}.html")
+    for name in ("intro", *PLAYED):
+        tab.goto(f"book/{name}.html")
         pictures = tab.locator("figure.playground img").all()
         assert pictures
         assert all(picture.is_visible() for picture in pictures)
@@ -671,12 +770,22 @@ def test_the_first_page_moves_only_for_those_who_like_it(browser, address, motio
     context.close()
 
 
-def test_playgrounds_are_light(site):
-    folder = site / "_static" / "playground"
-    size = lambda *patterns: sum(p.stat().st_size for q in patterns for p in folder.glob(q))  # noqa: E731
-    for name in playgrounds.PLAYGROUNDS:
-        assert size("*.js", f"{name}.json", f"{name}.webp") < 150_000
-    assert size("*.js", "*.json") - size("hero.js*") < 170_000  # of the page of playgrounds
+@pytest.mark.parametrize("name", ["intro", *PLAYED])
+def test_a_page_loads_only_the_playgrounds_it_shows_and_is_light(browser, address, site, name):
+    loaded = set()
+    with opened(browser, address, "light") as tab:
+        tab.on("request", lambda request: loaded.add(request.url.removeprefix(address)))
+        visit(tab, f"book/{name}")
+        waiting = "figure.playground:not([data-ready])"
+        tab.wait_for_function(f"() => !document.querySelector('{waiting}')")
+    shown = PLAYED.get(name, ["hero"])
+    files = [Path(path) for path in loaded if "/playground/" in path]
+    assert sorted(path.stem for path in files if path.suffix == ".json") == sorted(shown)
+    assert sum((site / path).stat().st_size for path in files) < 150_000
+
+
+def test_every_playground_has_its_page():
+    assert sorted(sum(PLAYED.values(), ["hero"])) == sorted(playgrounds.PLAYGROUNDS)
 
 
 # --- the files ----------------------------------------------------------------------------------
@@ -778,8 +887,8 @@ def test_a_lecture_says_how_long_it_is_and_where_its_evidence_and_playground_are
     assert 3 < int(minutes[1]) < 30
     found = {str(link["href"]) for link in head.find_all("a")}
     assert (f"evidence/{chapter.stem}.html" in found) == (chapter.evidence is not None)
-    played = chapter.name[:2] in ("01", "02", "03", "06", "07", "10", "12", "14")
-    assert any(link.startswith("playground.html#") for link in found) == played
+    played = chapter.name[:2] in ("01", "02", "03", "06", "07", "09", "10", "12", "14", "15")
+    assert any(link.startswith("play_") for link in found) == played
 
 
 def test_the_map_shows_every_chapter_with_a_picture(site):

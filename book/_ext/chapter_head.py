@@ -1,7 +1,7 @@
 """What stands below the title of a lecture: how long it is, what it builds on, where else to look.
 
 All of it follows from the pages: chapters link to those they build on after the word Prerequisites,
-and the page of playgrounds links to the chapter of each of its sections.
+and the pages of playgrounds link to the chapter of each of their sections.
 """
 
 import math
@@ -17,7 +17,7 @@ from machinery.chapters import BOOK, Chapter, all_chapters
 
 WORDS = 220  # that a reader reads in a minute
 FIGURES = 2  # that a reader looks at in a minute
-PLAYGROUNDS = BOOK / "playground.md"
+PLAYGROUNDS = sorted(BOOK.glob("play_*.md"))
 SECTION = re.compile(r"^## ([^\n]+)\n(.+?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 LEAVES_OUT = (nodes.literal_block, nodes.math, nodes.math_block, nodes.raw, nodes.comment)
 
@@ -32,7 +32,8 @@ class ChapterHead(SphinxTransform):
         found = [c for c in all_chapters() if f"book/{c.name}" == self.env.docname]
         title = next(self.document.findall(nodes.title), None)
         if found and title is not None:
-            self.env.note_dependency(str(PLAYGROUNDS))
+            for page in PLAYGROUNDS:
+                self.env.note_dependency(str(page))
             line = nodes.inline()
             for part in self.parts(found[0]):
                 line += [nodes.Text(" · "), *part] if len(line) else part
@@ -50,8 +51,7 @@ class ChapterHead(SphinxTransform):
                 parts[-1] += [*comma, link(f"/book/{name}", str(int(name[:2])))]
         if chapter.evidence:
             parts.append([link(f"/book/{chapter.evidence.name}", "evidence")])
-        if anchor := playground_of(chapter):
-            uri = f"{PLAYGROUNDS.stem}.html#{anchor}"
+        if uri := playground_of(chapter):
             parts.append([nodes.reference("", "playground", refuri=uri, internal=True)])
         return parts
 
@@ -95,10 +95,11 @@ def builds_on(document: nodes.document) -> list[str]:
 
 
 def playground_of(chapter: Chapter) -> str:
-    """The anchor of the section of the playgrounds that links to a chapter, empty without one."""
-    for title, body in SECTION.findall(PLAYGROUNDS.read_text("utf-8")):
-        if f"({chapter.name}.ipynb)" in body:
-            return nodes.make_id(title)
+    """The address of the section of playgrounds that links to a chapter, empty without one."""
+    for page in PLAYGROUNDS:
+        for title, body in SECTION.findall(page.read_text("utf-8")):
+            if f"({chapter.name}.ipynb)" in body:
+                return f"{page.stem}.html#{nodes.make_id(title)}"
     return ""
 
 

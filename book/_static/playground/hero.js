@@ -1,5 +1,6 @@
 // The picture of the first page: points that follow ẋ = −∇Φ(t, x) from the normal law to the data.
-import {normals, rk4, velocity} from "./pieces.js";
+import {velocity} from "./pieces/networks.js";
+import {normals, rk4} from "./pieces/solvers.js";
 import {Stage, animate, calm, parts, until} from "./stage.js";
 
 const POINTS = 240, STEPS = 24, SECONDS = 5, PAUSE = 1500;

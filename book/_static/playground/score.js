@@ -1,5 +1,6 @@
 // Noise becomes data by an exact score: the reverse SDE and the probability flow, from equal noise.
-import {denoise, mixtureScore, normals} from "./pieces.js";
+import {denoise, mixtureScore} from "./pieces/diffusion.js";
+import {normals} from "./pieces/solvers.js";
 import {Stage, parts, player, until} from "./stage.js";
 
 const POINTS = 300, SECONDS = 4, NEAR = 3;

@@ -1,8 +1,17 @@
 // An adaptive solver on van der Pol's equation: which steps it takes, and which it takes back.
-import {dormandPrince, rk4} from "./pieces.js";
+import {dormandPrince, rk4} from "./pieces/solvers.js";
 import {Stage, drag, parts} from "./stage.js";
 
 const TIME = 20, REACH = 2.6, START = [0.5, 0.3];
+
+/** What the page says of the steps, of their error at the end, and of that of equal steps. */
+function sentence({accepted, rejected, evaluations}, error, fixed) {
+  const sizes = accepted.slice(1).map((step, k) => step.t - accepted[k].t);
+  const small = value => Number.isFinite(value) ? value.toExponential(0) : "not finite";
+  return `${sizes.length} steps accepted, ${rejected.length} taken back, ${evaluations} ` +
+    `evaluations. Steps from ${Math.min(...sizes).toFixed(3)} to ${Math.max(...sizes).toFixed(2)}. ` +
+    `Error at the end: ${small(error)}; by equal Runge–Kutta steps with as many evaluations: ${small(fixed)}.`;
+}
 
 export function start(figure) {
   const all = parts(figure), {canvas, tolerance, stiffness, says} = all;
@@ -30,13 +39,9 @@ export function start(figure) {
     const equal = Math.max(1, Math.round(found.evaluations / 4));
     const fixed = off(rk4(f, from, 0, TIME, equal).at(-1));
     const error = off(found.accepted.at(-1).x);
-    const sizes = found.accepted.slice(1).map((step, k) => step.t - found.accepted[k].t);
     all["tolerance-shown"].textContent = `1e-${tolerance.value}`;
     all["stiffness-shown"].textContent = mu;
-    const small = value => Number.isFinite(value) ? value.toExponential(0) : "not finite";
-    says.textContent = `${sizes.length} steps accepted, ${found.rejected.length} taken back, ${found.evaluations} ` +
-      `evaluations. Steps from ${Math.min(...sizes).toFixed(3)} to ${Math.max(...sizes).toFixed(2)}. ` +
-      `Error at the end: ${small(error)}; by equal Runge–Kutta steps with as many evaluations: ${small(fixed)}.`;
+    says.textContent = sentence(found, error, fixed);
     stage.paint();
   }
 

@@ -1,5 +1,5 @@
 // Layers u ← u + hσ(Ku): forward and back again, for any eigenvalues of K.
-import {euler, normals, rk4} from "./pieces.js";
+import {euler, normals, rk4} from "./pieces/solvers.js";
 import {Stage, parts} from "./stage.js";
 
 const POINTS = 300, LAYERS = 40, REACH = 3;

@@ -25,7 +25,7 @@ from machinery.store import Store
 
 from ..ot_flow import race
 from ..ot_flow.evidence import CHAPTER
-from . import hill, layers, wind
+from . import basin, hill, layers, posterior, wind
 from .drawing import REACH, squares
 from .weights import weights
 
@@ -290,6 +290,29 @@ PLAYGROUNDS = {
         draw_score,
         mixture,
     ),
+    "posterior": Playground(
+        (
+            slider("steps", "Runge–Kutta steps", 1, 12, 6, "6"),
+            SHARE,
+            button("play", "Play"),
+            button("renew", "Other noise"),
+        ),
+        (
+            plane(
+                "before",
+                "Observations of the simulator. Drag the large point, click, or use the arrow"
+                " keys.",
+                touched=True,
+            ),
+            plane("after", "The parameters that explain it: a learned sample on two crescents."),
+        ),
+        "On the left a cloud of observations with one marked. On the right orange points lie on two"
+        " grey crescents, and some of them between.",
+        "Left: observations that the simulator makes (grey), and yours. Right: the box of the"
+        " prior, the exact posterior (grey), and a sample of the network (orange) on its way.",
+        posterior.draw,
+        posterior.known,
+    ),
     "hill": Playground(
         (
             slider("noise", "Noise", 0, 2, 1, "1.0", 0.1),
@@ -311,6 +334,46 @@ PLAYGROUNDS = {
         " stronger where it is higher. Circles: the hill. Noise 1 is that of the training.",
         hill.draw,
         hill.known,
+    ),
+    "basin": Playground(
+        (
+            choice("moved", "Move the", {"source": "source", "sink": "drain"}),
+            choice(
+                "stream",
+                "Stream",
+                {
+                    "four": "four whirls",
+                    "beside": "two side by side",
+                    "above": "two above each other",
+                    "one": "one whirl",
+                },
+            ),
+            slider("speed", "Speed", -1.5, 1.5, basin.SPEED, f"{basin.SPEED}", 0.1),
+            slider("strength", "Strength of the source", 0.2, 3, basin.STRENGTH, "1.0", 0.1),
+            slider("time", "Time", 0, 100, 100, "1.00"),
+            button("play", "Play"),
+        ),
+        (
+            plane(
+                "before",
+                "The concentration with the drain shut. Drag source or drain, click, or use the"
+                " arrow keys.",
+                touched=True,
+            ),
+            plane(
+                "middle",
+                "The concentration with the drain steered. Drag source or drain, click, or use the"
+                " arrow keys.",
+                touched=True,
+            ),
+            plane("after", "How wide the drain is open over time, by the policy and at best."),
+        ),
+        "Three panels. With the drain shut the square is dark, with the drain steered it is paler."
+        " The opening of the policy is close to the best one.",
+        "Left: concentration with the drain shut. Middle: steered by the policy. Triangle: source."
+        " Disc: drain. Right: the opening over time, by the policy (orange) and by the best plan.",
+        basin.draw,
+        basin.known,
     ),
     "layers": Playground(
         (

@@ -55,12 +55,26 @@ def told_apart(
         yield classified(store, reference.posterior[:points], x, seed)
 
 
+def pairs(task: Task, n: int, s: int) -> tuple[Tensor, Tensor]:
+    """Parameters from the prior, and what they caused."""
+    x = task.prior.sample(n, seeded(s, 0))
+    return x, task.simulate(x, spawned(n, s)).y
+
+
+def two_moons(store: Store, seed: int = 0) -> maps.Fitted:
+    """COT-Flow of the two moons, trained as the first of those that are judged."""
+    task, s = TwoMoons(), maps.seeds_of(store, seed)[0]
+    n = 1000 if store.run == "smoke" else SIMULATIONS
+    key = SETTINGS[COT] | {"method": COT, "simulations": SIMULATIONS}
+    box = task.prior.low, task.prior.high
+    return maps.learned(store, f"{task.name}-{COT}", key, 2, 2, lambda: pairs(task, n, s), s, box)
+
+
 def judge(store: Store, task: Task, key: Key) -> Key:
     """Train with each seed, and tell samples from those of the reference."""
     limits, rows, smoke = (task.prior.low, task.prior.high), [], store.run == "smoke"
     for s in key["seeds"]:
-        x = task.prior.sample(1000 if smoke else key["simulations"], seeded(s, 0))
-        y, _ = task.simulate(x, spawned(len(x), s))
+        x, y = pairs(task, 1000 if smoke else key["simulations"], s)
         model = maps.model_of(key, x.shape[1], y.shape[1], s, limits)
         steps = maps.steps_of(model, key, x, y, s, 3 if smoke else key["steps"])
         list(store.progress(steps, total=key["steps"], desc=f"{task.name} {s}"))

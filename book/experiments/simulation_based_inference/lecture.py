@@ -18,7 +18,7 @@ from machinery import claims, plotting
 from machinery.seeds import seeded
 from machinery.store import Record, Run, Store, results_folder
 
-from . import calibration, checks, maps, references
+from . import benchmark, calibration, checks, maps, references
 from .campaigns import seeds as spawned
 from .evidence import LARGE, MEAN, SMALL, Evidence
 from .lotka_volterra import rate_equations
@@ -65,6 +65,7 @@ def results(run: Run, seed: int = 0) -> Results:
     """The results that the lecture shows: loaded, trained or tried out as `run` says."""
     store = Store(CHAPTER, run)
     campaign = Campaign(store, seed)
+    benchmark.two_moons(store, seed)  # for the playground
     return Results(
         campaign=campaign,
         smc=references.records(store, seed),
