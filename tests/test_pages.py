@@ -16,6 +16,7 @@ from typing import Any, Literal
 from urllib.parse import unquote, urljoin, urlsplit
 from xml.etree import ElementTree
 
+import nbformat
 import pytest
 import torch
 import yaml
@@ -39,7 +40,8 @@ from machinery.printing import BROWSERS
 
 REPOSITORY = "https://github.com/example/ctdl"
 SITE = "https://example.github.io/ctdl"
-COLAB = "https://colab.research.google.com/github/example/ctdl/blob/main/"
+COLAB = "https://colab.research.google.com/github/example/ctdl/blob/notebooks/"
+BINDER = "https://mybinder.org/v2/gh/example/ctdl/main?urlpath=lab/tree/"
 QUIET = [
     *("--no-sandbox", *printing.FLAGS, "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -807,8 +809,9 @@ def test_terms_are_marked_once_a_lecture_and_lead_to_the_glossary(site):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_colab_opens_the_notebook_of_the_repository(site, name):
+def test_colab_and_binder_open_a_notebook_of_the_repository(site, name):
     assert [link for link in links(site, name) if "colab" in link] == [f"{COLAB}{name}.ipynb"]
+    assert [link for link in links(site, name) if "binder" in link] == [f"{BINDER}{name}.ipynb"]
     assert kept_by_git(f"{name}.ipynb")
 
 
@@ -822,13 +825,15 @@ def kept_by_git(path: str) -> bool:
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_the_download_is_the_committed_notebook(site, name):
+def test_the_download_is_the_committed_notebook_and_a_cell_that_finds_its_imports(site, name):
     downloads = [
         link for link in links(site, name) if link.endswith(".ipynb") and "://" not in link
     ]
     assert len(downloads) == 1
-    downloaded = (site / f"{name}.html").parent / downloads[0]
-    assert downloaded.read_bytes() == (chapters.ROOT / f"{name}.ipynb").read_bytes()
+    downloaded = nbformat.read((site / f"{name}.html").parent / downloads[0], as_version=4)
+    first = downloaded.cells.pop(1)
+    assert f"git clone --depth 1 {REPOSITORY} ctdl && pip install" in first.source
+    assert downloaded == nbformat.read(chapters.ROOT / f"{name}.ipynb", as_version=4)
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -30,7 +30,11 @@ KINDS = ("claim", "finding", "measurement")
 EXERCISE = re.compile(r"(Exercise|Solution) \d+")
 # Links to what Sphinx numbers: the start of their target, and the role whose text they get.
 NUMBERED = {"eq-": ("math", "eq"), "fig-": ("std", "numref")}
-COLAB = "https://colab.research.google.com"
+LAUNCH = {
+    "colab_url": "https://colab.research.google.com",
+    "binderhub_url": "https://mybinder.org",
+    "notebook_interface": "jupyterlab",
+}
 
 
 class Scoreboard(SphinxDirective):
@@ -259,7 +263,7 @@ def add_repository(app: Sphinx, config: Config) -> None:
     """Give the theme the repository from $REPOSITORY; without it no page links to one."""
     repository = os.environ.get("REPOSITORY", "").rstrip("/")
     options = config.html_theme_options
-    options["launch_buttons"] = {"colab_url": COLAB} if repository else {}
+    options["launch_buttons"] = LAUNCH if repository else {}
     options["use_repository_button"] = bool(repository)
     if repository:
         options["repository_url"] = repository
