@@ -748,7 +748,7 @@ def test_a_reader_picks_rows_of_the_scoreboard(page):
 
 
 def test_every_page_says_what_it_is_about_and_where_it_lives(site):
-    said = {}
+    said, title = {}, yaml.safe_load((chapters.ROOT / "_config.yml").read_text())["title"]
     for name in PAGES:
         soup = BeautifulSoup((site / f"{name}.html").read_text("utf-8"), "html.parser")
         tags = {
@@ -758,6 +758,9 @@ def test_every_page_says_what_it_is_about_and_where_it_lives(site):
         said[name] = tags["description"]
         assert 50 < len(tags["description"]) <= 160
         assert tags["og:description"] == tags["description"]
+        assert re.search(r" [.,)]|\( ", tags["description"]) is None  # no word is left out
+        assert tags["og:title"].endswith(title)
+        assert "<" not in tags["og:title"]
         assert tags["og:image"] == f"{SITE}/_static/card.png"
         (canonical,) = soup.find_all("link", rel="canonical")
         assert canonical["href"] == tags["og:url"] == f"{SITE}/{name}.html"

@@ -17,6 +17,7 @@ from nbformat import NotebookNode
 from sphinx.application import Sphinx
 
 from machinery.chapters import BOOK, code_cells, find_pages, read_notebook
+from machinery.pages import FIRST_CELL
 
 BRANCH = "notebooks"  # of the repository: what Colab opens, written by the workflow `pages`
 IMPORTS = (ast.Import, ast.ImportFrom)
@@ -88,7 +89,7 @@ def prepared(notebook: NotebookNode, address: str) -> NotebookNode:
     source = CELL.rstrip("\n")
     for name, text in parts.items():
         source = source.replace(f"@{name}@", text)
-    cell = nbformat.v4.new_code_cell(source, id="finds-imports", metadata={"tags": ["hide-input"]})
+    cell = nbformat.v4.new_code_cell(source, id=FIRST_CELL, metadata={"tags": ["hide-input"]})
     made = deepcopy(notebook)
     made.cells.insert(1, cell)
     return made
