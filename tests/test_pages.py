@@ -720,6 +720,21 @@ def test_internal_links_lead_somewhere(site, name):
     assert broken == []
 
 
+@pytest.mark.parametrize("name", [f"book/{chapter.name}" for chapter in chapters.all_chapters()])
+def test_links_call_a_figure_by_the_number_of_its_caption(site, name):
+    soup = BeautifulSoup((site / f"{name}.html").read_text("utf-8"), "html.parser")
+    told = [(str(link["href"])[1:], link.text) for link in soup.select("p a[href^='#fig-']")]
+    captions = {str(f["id"]): f for f in soup.select("figure[id]")}
+    told = [(place, text) for place, text in told if text != "#"]
+    notebook = chapters.read_notebook(chapters.Chapter(name.removeprefix("book/")))
+    written = "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert len(told) == written.count("](#fig-")
+    for place, text in told:
+        number = captions[place].select_one(".caption-number")
+        assert number is not None
+        assert number.text.strip() == text
+
+
 def test_the_scoreboard_shows_every_claim_and_what_the_results_cost(site):
     text = BeautifulSoup((site / "book/scoreboard.html").read_text("utf-8"), "html.parser").text
     for chapter in chapters.all_chapters():

@@ -177,14 +177,22 @@ class NumberedLinks(SphinxTransform):
 
     def apply(self) -> None:
         """Replace each by what the role numref or eq makes of its target."""
-        for link in list(self.document.findall(addnodes.pending_xref)):
-            target = link["reftarget"]
+        for link in list(self.document.findall(is_link)):
+            # MyST finds figures of the page by itself, and leaves equations to Sphinx
+            target = link.get("refid") or link.get("reftarget", "")
             for start, (domain, role) in NUMBERED.items():
-                if link["reftype"] == "myst" and target.startswith(start):
-                    link["refdomain"], link["reftype"] = domain, role
-                    link["refexplicit"], link["refwarn"] = False, True
-                    link.children = []
-                    link += nodes.literal("", target, classes=["xref"])
+                if target.startswith(start):
+                    how = {"refdomain": domain, "reftype": role, "reftarget": target}
+                    how |= {"refexplicit": False, "refwarn": True, "refdoc": self.env.docname}
+                    shown = nodes.literal("", target, classes=["xref"])
+                    link.replace_self(addnodes.pending_xref("", shown, **how))
+
+
+def is_link(node: nodes.Node) -> bool:
+    """Whether a node is a link of MyST that names its target."""
+    if isinstance(node, addnodes.pending_xref):
+        return node["reftype"] == "myst"
+    return isinstance(node, nodes.reference) and "refid" in node
 
 
 class Exercises(SphinxTransform):
@@ -287,16 +295,6 @@ def export_playgrounds(app: Sphinx, error: Exception | None) -> None:
         playgrounds.export(folder)
 
 
-def name_toggles(app: Sphinx, error: Exception | None) -> None:
-    """Give the toggles of the sidebar a name, which screen readers announce."""
-    toggle = '<summary><span class="toctree-toggle"'
-    for path in [] if error else Path(app.outdir).rglob("*.html"):
-        html = path.read_text("utf-8")
-        if toggle in html:
-            named = toggle.replace("<summary>", '<summary aria-label="pages of this chapter">')
-            path.write_text(html.replace(toggle, named), "utf-8")
-
-
 def is_thebe(script: Any) -> bool:
     """Whether a script belongs to the extension sphinx-thebe."""
     return "thebe" in f"{getattr(script, 'filename', script)}{getattr(script, 'attributes', '')}"
@@ -314,7 +312,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", add_repository)
     app.connect("html-page-context", tidy_page)
     app.connect("autodoc-process-docstring", tidy_docstring)
-    app.connect("build-finished", name_toggles)
     app.connect("build-finished", export_playgrounds)
     # Whoever sets REPOSITORY expects new links: a rebuild value makes Sphinx write all pages again.
     app.add_config_value("repository_of_the_book", os.environ.get("REPOSITORY", ""), "html")
