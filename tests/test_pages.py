@@ -158,7 +158,7 @@ def test_page_shows_its_formulas_and_pictures_to_everyone(browser, address, name
         assert serious_violations(page, contrast_alone=True) == []  # all else is the same as before
 
 
-NARROW = ["intro", "api", "playground", "scoreboard", "14_quadcopter", "use_control"]
+NARROW = ["intro", "api", "api/generative", "playground", "scoreboard", "14_quadcopter", "use_control"]
 
 
 @pytest.mark.parametrize("name", NARROW)

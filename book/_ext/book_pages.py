@@ -68,6 +68,26 @@ class Benchmarks(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 
 
+class Verdicts(SphinxDirective):
+    """Sentences with the verdicts on them, from lines that name a claim and what it says."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        """A list of the sentences, each with its verdict and a link to its chapter."""
+        rows = {row.id: (row, c) for c in all_chapters() for row in claims.read(c.claims_file)}
+        lines = []
+        for line in filter(None, self.content):
+            id, _, says = line.partition(": ")
+            if id not in rows or not isinstance(rows[id][0], claims.Claim):
+                raise self.error(f"there is no claim {id}")
+            row, chapter = rows[id]
+            self.env.note_dependency(str(chapter.claims_file))
+            where = f"[chapter {int(chapter.name[:2])}]({chapter.name}.ipynb)"
+            lines.append(f"- {says} *{row.verdict.capitalize()}* ({where}).")
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
 class Playground(SphinxDirective):
     """A figure that a reader can touch, by its name."""
 
@@ -305,6 +325,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("benchmarks", Benchmarks)
     app.add_directive("playground", Playground)
     app.add_directive("scoreboard", Scoreboard)
+    app.add_directive("verdicts", Verdicts)
     app.add_transform(NumberedLinks)
     app.add_transform(Exercises)
     app.connect("env-updated", citations_as_anchors)

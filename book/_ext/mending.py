@@ -57,8 +57,8 @@ def encoded(address: str) -> str:
 def policy(html: str) -> str:
     """What a page may load and run: files beside it, and the scripts that stand in it now.
 
-    Pages that are opened as files have no origin, so that files are named beside it. MathJax and the
-    theme write styles into the page.
+    Pages that are opened as files have no origin, so that files are named beside it. MathJax and
+    the theme write styles into the page.
     """
     scripts = dict.fromkeys([*SCRIPT.findall(html), *HANDLER.findall(html)])
     hashes = [hashlib.sha256(script.encode()).digest() for script in scripts]
