@@ -1,6 +1,7 @@
 """The page that finds theorems, algorithms and figures, with formula, code and test."""
 
 import importlib
+import inspect
 import os
 import re
 import tomllib
@@ -56,7 +57,8 @@ def code(name: str) -> str:
     if name.startswith("experiments."):
         return source(f"book/{name.replace('.', '/')}.py", f"`{name.split('.', 1)[1]}`")
     module, _, attribute = name.rpartition(".")
-    found = getattr(importlib.import_module(module), attribute)
+    # its own module has the entry: a package shows functions under its name
+    found = inspect.unwrap(getattr(importlib.import_module(module), attribute))
     return f"{{py:obj}}`{attribute} <{found.__module__}.{found.__qualname__}>`"
 
 
