@@ -75,11 +75,16 @@ class Verdicts(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """A list of the sentences, each with its verdict and a link to its chapter."""
-        rows = {row.id: (row, c) for c in all_chapters() for row in claims.read(c.claims_file)}
+        rows = {
+            row.id: (row, chapter)
+            for chapter in all_chapters()
+            for row in claims.read(chapter.claims_file)
+            if isinstance(row, claims.Claim)
+        }
         lines = []
         for line in filter(None, self.content):
             id, _, says = line.partition(": ")
-            if id not in rows or not isinstance(rows[id][0], claims.Claim):
+            if id not in rows:
                 raise self.error(f"there is no claim {id}")
             row, chapter = rows[id]
             self.env.note_dependency(str(chapter.claims_file))
@@ -197,7 +202,7 @@ class NumberedLinks(SphinxTransform):
 
     def apply(self) -> None:
         """Replace each by what the role numref or eq makes of its target."""
-        for link in list(self.document.findall(is_link)):
+        for link in filter(is_link, list(self.document.findall(nodes.Element))):
             # MyST finds figures of the page by itself, and leaves equations to Sphinx
             target = link.get("refid") or link.get("reftarget", "")
             for start, (domain, role) in NUMBERED.items():
@@ -208,7 +213,7 @@ class NumberedLinks(SphinxTransform):
                     link.replace_self(addnodes.pending_xref("", shown, **how))
 
 
-def is_link(node: nodes.Node) -> bool:
+def is_link(node: nodes.Element) -> bool:
     """Whether a node is a link of MyST that names its target."""
     if isinstance(node, addnodes.pending_xref):
         return node["reftype"] == "myst"
