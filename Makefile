@@ -58,8 +58,9 @@ bench: .venv/installed
 bad-input: .venv/installed
 	$(BIN)/python tests/bad_input.py
 
+# Root, as in a container, has to say that it means it.
 lab: .venv/installed
-	$(BIN)/jupyter lab book
+	$(BIN)/jupyter lab book $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # For a class: the lectures without the lines of their formulas, and with cells that check them.
 stubs: .venv/installed

@@ -9,6 +9,7 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -18,6 +19,9 @@ from ipykernel.kernelspec import get_kernel_dict
 import ctdl_lib
 from ctdl_lib.extras import needed
 from machinery import chapters
+
+sys.path.insert(0, str(chapters.BOOK / "_ext"))
+import downloads
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -97,7 +101,7 @@ def test_the_wheel_holds_the_library_alone_and_says_that_it_is_typed(wheel):
 
 def extras() -> set[str]:
     """The packages that the library does not require, by the names under which one imports them."""
-    others = [name for extra in ("control", "data", "book") for name in EXTRAS[extra]]
+    others = [name for extra in ("control", "data", "pages", "book") for name in EXTRAS[extra]]
     missing = {re.split(r"[<>=\[]", name)[0].replace("-", "_") for name in others} - {"ctdl_lib"}
     return missing | {"sklearn", "skfem", "machinery", "experiments"}
 
@@ -137,6 +141,42 @@ def test_a_guide_runs_in_an_empty_folder_with_the_library_alone(guide, wheel, tm
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert list(empty.iterdir()) == []
+
+
+# Runs cells as a notebook does, and marks where the output of each ends.
+SHELL = """
+import json, sys
+from IPython.core.interactiveshell import InteractiveShell
+
+shell = InteractiveShell.instance(colors="nocolor")
+for source in json.load(sys.stdin):
+    shell.run_cell(source)
+    print("end")
+"""
+
+
+@pytest.mark.parametrize("address", ["", "https://example.org/ctdl"])
+def test_the_first_cell_of_a_download_says_in_one_line_what_is_missing(tmp_path, address):
+    pages = chapters.find_pages([])
+    made = [downloads.prepared(chapters.read_notebook(page), address) for page in pages]
+    cells = json.dumps([notebook.cells[1].source for notebook in made])
+
+    def outputs(before: str) -> list[str]:
+        command = [sys.executable, "-c", before + SHELL]
+        how: Any = {"cwd": tmp_path, "capture_output": True, "text": True}
+        done = subprocess.run(command, input=cells, **how)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split("end\n")[:-1]
+
+    assert outputs("") == [""] * len(pages)
+    start = f"Run: git clone --depth 1 {address} ctdl && " if address else "In the folder of"
+    hidden = HIDES.format(missing=extras() | {"ctdl_lib"})
+    for page, said in zip(pages, outputs(hidden), strict=True):
+        assert said.count("\n") == 1
+        assert said.startswith("ctdl_lib, ")
+        assert f"not installed. {start}" in said
+        assert ("--editable" in said) == (page not in chapters.guides())
+        assert "pip install" in said
 
 
 def test_a_missing_extra_is_named_and_a_missing_part_of_it_is_not_hidden(tmp_path, monkeypatch):

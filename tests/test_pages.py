@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Literal
 from urllib.parse import unquote, urljoin, urlsplit
 from xml.etree import ElementTree
 
+import nbformat
 import pytest
 import torch
 import yaml
@@ -42,7 +44,8 @@ from machinery.printing import BROWSERS
 
 REPOSITORY = "https://github.com/example/ctdl"
 SITE = "https://example.github.io/ctdl"
-COLAB = "https://colab.research.google.com/github/example/ctdl/blob/main/"
+COLAB = "https://colab.research.google.com/github/example/ctdl/blob/notebooks/"
+BINDER = "https://mybinder.org/v2/gh/example/ctdl/main?urlpath=lab/tree/"
 QUIET = [
     *("--no-sandbox", *printing.FLAGS, "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -163,18 +166,22 @@ def test_page_shows_its_formulas_and_pictures_to_everyone(browser, address, name
         assert page.evaluate(LOADED)
         assert cut_off(page) == []
         assert serious_violations(page, contrast_alone=True) == []  # all else is the same as before
+        for width in (768, 390):
+            page.set_viewport_size({"width": width, "height": 844})
+            assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+        assert page.evaluate(SCROLLING) == []
 
 
-NARROW = ["intro", "api", *PLAYED, "scoreboard", "14_quadcopter", "use_control"]
+# The formulas that a reader has to move sideways.
+SCROLLING = """() => [...document.querySelectorAll('article mjx-container[display=true]')]
+    .filter(e => [e, e.parentElement].some(box => box.scrollWidth > box.clientWidth + 1))
+    .map(e => e.parentElement.id || e.textContent.slice(0, 80))"""
 
 
-@pytest.mark.parametrize("name", NARROW)
-def test_a_phone_scrolls_no_page_sideways(browser, address, name):
-    context = browser.new_context(viewport={"width": 390, "height": 844}, base_url=address)
-    tab = context.new_page()
-    visit(tab, f"book/{name}")
-    assert tab.evaluate("() => document.documentElement.scrollWidth") <= 390
-    context.close()
+def test_a_phone_scrolls_the_index_of_names_not_sideways(browser, address):
+    with opened(browser, address, "light", viewport={"width": 390, "height": 844}) as page:
+        visit(page, "genindex")
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
 
 
 LOADED = "() => [...document.images].every(i => i.complete && i.naturalWidth > 0)"
@@ -266,8 +273,9 @@ def test_search_finds_the_adjoint(page):
 
 def test_the_film_rests_until_it_is_played(page):
     visit(page, "book/01_resnets")
-    slider, button = page.locator("[id^=film] input"), page.locator("[id^=film] button")
-    picture = page.locator("[id^=film] img")
+    film = page.locator("[id^=film]")
+    slider, button = film.get_by_role("slider"), film.locator("button")
+    picture = film.locator("img")
     first = picture.get_attribute("src")
     assert slider.input_value() == "0"
     button.click()
@@ -276,6 +284,13 @@ def test_the_film_rests_until_it_is_played(page):
     assert picture.get_attribute("src") != first
     slider.fill("0")
     assert picture.get_attribute("src") == first
+    # faster, and again from the start
+    film.get_by_label("speed").select_option("2")
+    film.get_by_label("loop").check()
+    slider.fill(slider.get_attribute("max") or "")
+    button.click()
+    page.wait_for_function("() => +document.querySelector('[id^=film] input').value == 2")
+    button.click()
 
 
 def test_solutions_are_collapsed_until_asked_for(page):
@@ -791,6 +806,18 @@ def test_every_playground_has_its_page():
 # --- the files ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", [*PAGES, "genindex", "search"])
+def test_a_page_is_light_has_a_policy_and_ids_of_its_own(site, name):
+    path = site / f"{name}.html"
+    assert path.stat().st_size < (300_000 if name.startswith("book/api") else chapters.MAX_BYTES)
+    soup = BeautifulSoup(path.read_text("utf-8"), "html.parser")
+    (policy,) = soup.select("meta[http-equiv=Content-Security-Policy]")
+    assert "default-src 'self' file:;" in str(policy["content"])
+    ids = Counter(str(element["id"]) for element in soup.find_all(id=True))
+    assert [id for id, count in ids.items() if count > 1] == []
+    assert soup.select("summary p, a[href^=http]:not([rel])") == []
+
+
 @functools.cache
 def links_and_anchors(path: Path) -> tuple[list[str], set[str]]:
     """The targets of all links of a page, and its ids."""
@@ -827,6 +854,21 @@ def test_internal_links_lead_somewhere(site, name):
     assert broken == []
 
 
+@pytest.mark.parametrize("name", [f"book/{chapter.name}" for chapter in chapters.all_chapters()])
+def test_links_call_a_figure_by_the_number_of_its_caption(site, name):
+    soup = BeautifulSoup((site / f"{name}.html").read_text("utf-8"), "html.parser")
+    told = [(str(link["href"])[1:], link.text) for link in soup.select("p a[href^='#fig-']")]
+    captions = {str(f["id"]): f for f in soup.select("figure[id]")}
+    told = [(place, text) for place, text in told if text != "#"]
+    notebook = chapters.read_notebook(chapters.Chapter(name.removeprefix("book/")))
+    written = "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert len(told) == written.count("](#fig-")
+    for place, text in told:
+        number = captions[place].select_one(".caption-number")
+        assert number is not None
+        assert number.text.strip() == text
+
+
 def test_the_scoreboard_shows_every_claim_and_what_the_results_cost(site):
     text = BeautifulSoup((site / "book/scoreboard.html").read_text("utf-8"), "html.parser").text
     for chapter in chapters.all_chapters():
@@ -855,7 +897,7 @@ def test_a_reader_picks_rows_of_the_scoreboard(page):
 
 
 def test_every_page_says_what_it_is_about_and_where_it_lives(site):
-    said = {}
+    said, title = {}, yaml.safe_load((chapters.ROOT / "_config.yml").read_text())["title"]
     for name in PAGES:
         soup = BeautifulSoup((site / f"{name}.html").read_text("utf-8"), "html.parser")
         tags = {
@@ -865,6 +907,9 @@ def test_every_page_says_what_it_is_about_and_where_it_lives(site):
         said[name] = tags["description"]
         assert 50 < len(tags["description"]) <= 160
         assert tags["og:description"] == tags["description"]
+        assert re.search(r" [,)]| \.(?!\w)|\( ", tags["description"]) is None  # no word is left out
+        assert tags["og:title"].endswith(title)
+        assert "<" not in tags["og:title"]
         assert tags["og:image"] == f"{SITE}/_static/card.png"
         (canonical,) = soup.find_all("link", rel="canonical")
         assert canonical["href"] == tags["og:url"] == f"{SITE}/{name}.html"
@@ -916,8 +961,9 @@ def test_terms_are_marked_once_a_lecture_and_lead_to_the_glossary(site):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_colab_opens_the_notebook_of_the_repository(site, name):
+def test_colab_and_binder_open_a_notebook_of_the_repository(site, name):
     assert [link for link in links(site, name) if "colab" in link] == [f"{COLAB}{name}.ipynb"]
+    assert [link for link in links(site, name) if "binder" in link] == [f"{BINDER}{name}.ipynb"]
     assert kept_by_git(f"{name}.ipynb")
 
 
@@ -931,13 +977,15 @@ def kept_by_git(path: str) -> bool:
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_the_download_is_the_committed_notebook(site, name):
+def test_the_download_is_the_committed_notebook_and_a_cell_that_finds_its_imports(site, name):
     downloads = [
         link for link in links(site, name) if link.endswith(".ipynb") and "://" not in link
     ]
     assert len(downloads) == 1
-    downloaded = (site / f"{name}.html").parent / downloads[0]
-    assert downloaded.read_bytes() == (chapters.ROOT / f"{name}.ipynb").read_bytes()
+    downloaded = nbformat.read((site / f"{name}.html").parent / downloads[0], as_version=4)
+    first = downloaded.cells.pop(1)
+    assert f"git clone --depth 1 {REPOSITORY} ctdl && pip install" in first.source
+    assert downloaded == nbformat.read(chapters.ROOT / f"{name}.ipynb", as_version=4)
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -61,7 +61,7 @@ def test_a_page_that_is_missing_or_old_says_what_to_run(site):
     name = chapters.all_chapters()[0].name
     (site / "book" / f"{name}.html").write_text(PAGE, "utf-8")
     (site / "_sources" / "book").mkdir(parents=True)
-    (site / "_sources" / "book" / f"{name}.ipynb").write_text("older")
+    (site / "_sources" / "book" / f"{name}.ipynb").write_text('{"cells": []}')
     with pytest.raises(ValueError, match=r"is older than 0\S*\.ipynb: run `make book`"):
         pages.read(site, f"book/{name}")
 

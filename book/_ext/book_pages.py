@@ -30,7 +30,11 @@ KINDS = ("claim", "finding", "measurement")
 EXERCISE = re.compile(r"(Exercise|Solution) \d+")
 # Links to what Sphinx numbers: the start of their target, and the role whose text they get.
 NUMBERED = {"eq-": ("math", "eq"), "fig-": ("std", "numref")}
-COLAB = "https://colab.research.google.com"
+LAUNCH = {
+    "colab_url": "https://colab.research.google.com",
+    "binderhub_url": "https://mybinder.org",
+    "notebook_interface": "jupyterlab",
+}
 
 
 class Scoreboard(SphinxDirective):
@@ -62,6 +66,31 @@ class Benchmarks(SphinxDirective):
         self.env.note_dependency(kept.relative_to(self.env.srcdir).as_posix())
         lines = benchmarking.page()
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
+
+
+class Verdicts(SphinxDirective):
+    """Sentences with the verdicts on them, from lines that name a claim and what it says."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        """A list of the sentences, each with its verdict and a link to its chapter."""
+        rows = {
+            row.id: (row, chapter)
+            for chapter in all_chapters()
+            for row in claims.read(chapter.claims_file)
+            if isinstance(row, claims.Claim)
+        }
+        lines = []
+        for line in filter(None, self.content):
+            id, _, says = line.partition(": ")
+            if id not in rows:
+                raise self.error(f"there is no claim {id}")
+            row, chapter = rows[id]
+            self.env.note_dependency(str(chapter.claims_file))
+            where = f"[chapter {int(chapter.name[:2])}]({chapter.name}.ipynb)"
+            lines.append(f"- {says} *{row.verdict.capitalize()}* ({where}).")
+        return self.parse_text_to_nodes("\n".join(lines))
 
 
 class Playground(SphinxDirective):
@@ -173,14 +202,22 @@ class NumberedLinks(SphinxTransform):
 
     def apply(self) -> None:
         """Replace each by what the role numref or eq makes of its target."""
-        for link in list(self.document.findall(addnodes.pending_xref)):
-            target = link["reftarget"]
+        for link in filter(is_link, list(self.document.findall(nodes.Element))):
+            # MyST finds figures of the page by itself, and leaves equations to Sphinx
+            target = link.get("refid") or link.get("reftarget", "")
             for start, (domain, role) in NUMBERED.items():
-                if link["reftype"] == "myst" and target.startswith(start):
-                    link["refdomain"], link["reftype"] = domain, role
-                    link["refexplicit"], link["refwarn"] = False, True
-                    link.children = []
-                    link += nodes.literal("", target, classes=["xref"])
+                if target.startswith(start):
+                    how = {"refdomain": domain, "reftype": role, "reftarget": target}
+                    how |= {"refexplicit": False, "refwarn": True, "refdoc": self.env.docname}
+                    shown = nodes.literal("", target, classes=["xref"])
+                    link.replace_self(addnodes.pending_xref("", shown, **how))
+
+
+def is_link(node: nodes.Element) -> bool:
+    """Whether a node is a link of MyST that names its target."""
+    if isinstance(node, addnodes.pending_xref):
+        return node["reftype"] == "myst"
+    return isinstance(node, nodes.reference) and "refid" in node
 
 
 class Exercises(SphinxTransform):
@@ -259,7 +296,7 @@ def add_repository(app: Sphinx, config: Config) -> None:
     """Give the theme the repository from $REPOSITORY; without it no page links to one."""
     repository = os.environ.get("REPOSITORY", "").rstrip("/")
     options = config.html_theme_options
-    options["launch_buttons"] = {"colab_url": COLAB} if repository else {}
+    options["launch_buttons"] = LAUNCH if repository else {}
     options["use_repository_button"] = bool(repository)
     if repository:
         options["repository_url"] = repository
@@ -283,16 +320,6 @@ def export_playgrounds(app: Sphinx, error: Exception | None) -> None:
         playgrounds.export(folder)
 
 
-def name_toggles(app: Sphinx, error: Exception | None) -> None:
-    """Give the toggles of the sidebar a name, which screen readers announce."""
-    toggle = '<summary><span class="toctree-toggle"'
-    for path in [] if error else Path(app.outdir).rglob("*.html"):
-        html = path.read_text("utf-8")
-        if toggle in html:
-            named = toggle.replace("<summary>", '<summary aria-label="pages of this chapter">')
-            path.write_text(html.replace(toggle, named), "utf-8")
-
-
 def is_thebe(script: Any) -> bool:
     """Whether a script belongs to the extension sphinx-thebe."""
     return "thebe" in f"{getattr(script, 'filename', script)}{getattr(script, 'attributes', '')}"
@@ -303,6 +330,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("benchmarks", Benchmarks)
     app.add_directive("playground", Playground)
     app.add_directive("scoreboard", Scoreboard)
+    app.add_directive("verdicts", Verdicts)
     app.add_transform(NumberedLinks)
     app.add_transform(Exercises)
     app.connect("env-updated", citations_as_anchors)
@@ -310,7 +338,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", add_repository)
     app.connect("html-page-context", tidy_page)
     app.connect("autodoc-process-docstring", tidy_docstring)
-    app.connect("build-finished", name_toggles)
     app.connect("build-finished", export_playgrounds)
     # Whoever sets REPOSITORY expects new links: a rebuild value makes Sphinx write all pages again.
     app.add_config_value("repository_of_the_book", os.environ.get("REPOSITORY", ""), "html")

@@ -1,6 +1,7 @@
 """What search engines, cards on social sites and readers who cite the book get from its pages."""
 
 import os
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from xml.sax.saxutils import escape as escape_xml
 
 import matplotlib.pyplot as plt
 from docutils import nodes
+from glossary_terms import term_says
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
@@ -28,21 +30,31 @@ def set_address(app: Sphinx, config: Config) -> None:
 
 
 def description(doctree: nodes.document | None) -> str:
-    """The beginning of the first paragraph that is a text, without its formulas."""
+    """The beginning of the first paragraph that is a text."""
     for paragraph in doctree.findall(nodes.paragraph) if doctree else ():
-        math = {part for node in paragraph.findall(nodes.math) for part in node.findall(nodes.Text)}
-        said = "".join(part for part in paragraph.findall(nodes.Text) if part not in math)
-        said = " ".join(said.split())
+        said = " ".join("".join(map(plain, paragraph.findall())).split())
         if len(said) > LENGTH / 3:
             return said if len(said) <= LENGTH else said[: LENGTH - 1].rsplit(" ", 1)[0] + "…"
     return ""
+
+
+def plain(node: nodes.Node) -> str:
+    """What one node of a paragraph says: a text, a term of the glossary, or a short formula."""
+    if isinstance(node, term_says):
+        return node["word"]
+    if not isinstance(node, nodes.Text) or node.startswith("\\def"):  # definitions of macros
+        return ""
+    return re.sub(r"[\\{}]", "", node) if isinstance(node.parent, nodes.math) else str(node)
 
 
 def tell(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
     """Describe a page to machines, and say at its foot which version this is and how to cite it."""
-    tags = {"og:title": f"{context.get('title', '')} – {app.config.project}", "og:type": "article"}
+    title = re.sub("<[^>]+>", "", context.get("title", ""))
+    book = app.config.html_title
+    whole = title if title == book else f"{title} – {book}"
+    tags = {"og:title": whole, "og:type": "article"}
     if said := description(doctree):
         tags |= {"description": said, "og:description": said}
     if base := app.config.html_baseurl:
@@ -66,7 +78,7 @@ def finish(app: Sphinx, error: Exception | None) -> None:
     if error or app.builder.format != "html":
         return
     out, base = Path(app.outdir), app.config.html_baseurl
-    draw_card(out / CARD, app.config.project)
+    draw_card(out / CARD, app.config.html_title)
     if base:
         pages = [base + app.builder.get_target_uri(page) for page in sorted(app.env.found_docs)]
         rows = "".join(f"<url><loc>{escape_xml(page)}</loc></url>\n" for page in pages)

@@ -1,11 +1,13 @@
 """The built pages as parts of other documents: what they say, without what is around it."""
 
 import base64
+import json
 import mimetypes
 import re
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 from bs4 import BeautifulSoup, Tag
@@ -16,6 +18,7 @@ SITE = ROOT / "_build" / "html"
 MATHJAX = re.compile(r"window\.MathJax = .*")
 DEFINITIONS = re.compile(r"^\\\(\\def")
 BUILD = "run `make book`"
+FIRST_CELL = "finds-imports"  # the id of the cell that downloads have below their title
 
 # What a link becomes, given the page that it leads to and the place in that page.
 Target = Callable[[str, str], str | None]
@@ -31,9 +34,15 @@ def read(site: Path, name: str) -> BeautifulSoup:
     if not path.exists():
         raise ValueError(f"{path} is missing: {BUILD}")
     copy, notebook = site / "_sources" / f"{name}.ipynb", ROOT / f"{name}.ipynb"
-    if copy.exists() and notebook.exists() and copy.read_bytes() != notebook.read_bytes():
+    if copy.exists() and notebook.exists() and cells(copy) != cells(notebook):
         raise ValueError(f"{path} is older than {notebook.name}: {BUILD}")
     return BeautifulSoup(path.read_text("utf-8"), "html.parser")
+
+
+def cells(notebook: Path) -> list[dict[str, Any]]:
+    """The cells of a notebook, without the one that only downloads have."""
+    found = json.loads(notebook.read_text("utf-8"))["cells"]
+    return [cell for cell in found if cell.get("id") != FIRST_CELL]
 
 
 def article(site: Path, name: str, target: Target) -> Tag:

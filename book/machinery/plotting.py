@@ -161,7 +161,7 @@ def landscape(
 
 
 def film(figures: Iterable[Figure], alt: str, *, dpi: int = 75, per_second: int = 8) -> str:
-    """The figures as an HTML film with a play button and a slider, no request leaving the page.
+    """The figures as an HTML film with play, slider, speed and loop, no request leaving the page.
 
     It starts at rest, so that nothing moves on a reader who did not ask for it; the figures are
     closed. `alt` describes it to those who cannot see it.
@@ -193,12 +193,16 @@ _PLAYER = """<div id="@name@" style="text-align:center">
 <img alt="@alt@" src="data:image/png;base64,@first@" style="max-width:100%;background:white">
 <div><button type="button" aria-label="play or pause the film">&#9654;</button>
 <input type="range" min="0" max="@last@" value="0" aria-label="frame of the film" style="width:60%">
+<label>speed
+<select><option>0.5</option><option selected>1</option><option>2</option></select></label>
+<label><input type="checkbox"> loop</label>
 </div></div>
 <script>
 (() => {
   const frames = @frames@;
-  const [image, button, slider] = ["img", "button", "input"].map(
-    tag => document.querySelector("#@name@ " + tag));
+  const [image, button, slider, speed, loop] =
+    ["img", "button", "[type=range]", "select", "[type=checkbox]"].map(
+      part => document.querySelector("#@name@ " + part));
   let timer = null;
   const show = k => { slider.value = k; image.src = "data:image/png;base64," + frames[k]; };
   const stop = () => { clearInterval(timer); timer = null; button.innerHTML = "&#9654;"; };
@@ -206,12 +210,14 @@ _PLAYER = """<div id="@name@" style="text-align:center">
     if (+slider.value === frames.length - 1) show(0);
     button.innerHTML = "&#10074;&#10074;";
     timer = setInterval(() => {
-      show(+slider.value + 1);
-      if (+slider.value === frames.length - 1) stop();
-    }, @pause@);
+      const last = +slider.value === frames.length - 1;
+      show(last ? 0 : +slider.value + 1);
+      if (!loop.checked && +slider.value === frames.length - 1) stop();
+    }, @pause@ / +speed.value);
   };
   button.onclick = () => timer ? stop() : play();
   slider.oninput = () => { stop(); show(+slider.value); };
+  speed.onchange = () => { if (timer) { stop(); play(); } };
 })();
 </script>
 """
