@@ -28,8 +28,9 @@ CHAPTER = "09_simulation_based_inference"
 SEEDS = (10, 11, 12)  # settings were chosen with seeds 0 and 1
 COT, PCP, NPE, FMPE = METHODS = ("COT-Flow", "PCP-Map", "NPE", "FMPE")
 READERS = tuple(f"{name}+encoder" for name in METHODS)
-COT_READS, _, NPE_READS, _ = READERS
-COT_LONG, NPE_LONG = LONG = ("COT-Flow+average", "NPE+average")  # trained so, without the encoder
+COT_READS, PCP_READS, NPE_READS, FMPE_READS = READERS
+LONG = tuple(f"{name}+average" for name in METHODS)  # trained so, without the encoder
+COT_LONG, PCP_LONG, NPE_LONG, FMPE_LONG = LONG
 COT_WIDE = "COT-Flow+wide"  # trained so, with as many weights as the encoder brings
 SHORT = {COT: "cot", PCP: "pcp", NPE: "npe", FMPE: "fmpe"}
 SOLVED = 8  # Runge–Kutta steps of COT-Flow, unless another number is said
@@ -169,7 +170,9 @@ def learned(
     def training(steps: int, file: Path | None) -> Iterator[Step]:
         return steps_of(model, key, *data(), s, steps, file)
 
-    record = store.fit(f"{name}-{s}", model, key | {"seed": s}, training)
+    halved = "average" in key and key["method"] in (PCP, FMPE)  # of which there are many
+    dtype = torch.float16 if halved else None
+    record = store.fit(f"{name}-{s}", model, key | {"seed": s}, training, dtype=dtype)
     return Fitted(model.requires_grad_(False), record)
 
 

@@ -20,10 +20,14 @@ from .maps import (
     COT_READS,
     COT_WIDE,
     FMPE,
+    FMPE_LONG,
+    FMPE_READS,
     NPE,
     NPE_LONG,
     NPE_READS,
     PCP,
+    PCP_LONG,
+    PCP_READS,
     Fitted,
     Key,
 )
@@ -50,6 +54,10 @@ LENGTHS: dict[str, dict[int, int]] = {
     NPE_LONG: {50_000: 6000},
     COT_READS: {50_000: 9000, 500_000: 9000},
     NPE_READS: {50_000: 6000, 500_000: 6000},
+    PCP_LONG: {50_000: 8000},
+    PCP_READS: {50_000: 8000},
+    FMPE_LONG: {50_000: 8000},
+    FMPE_READS: {50_000: 8000},
 }
 RIVALS: dict[str, Key] = {
     PCP: {"width": 64, "batch": 256, "lr": 0.01},
