@@ -155,8 +155,8 @@ def look_of(name: str) -> tuple[str, str]:
 
 def draw_quality(nll: dict[tuple[str, int], dict[str, list[float]]]) -> None:
     """Draw the NLL of new pairs against the number of simulations."""
-    _, ax = plt.subplots(figsize=(6.0, 3.2))
-    for name in LENGTHS:
+    _, ax = plt.subplots(figsize=(8.0, 3.4))
+    for name in sorted(LENGTHS, key=lambda name: maps.METHODS.index(maps.base_of(name))):
         marker, color = look_of(name)
         sizes = [n for k, n in nll if k == name]
         rows = [torch.tensor(list(nll[name, n].values())[-1]) for n in sizes]
@@ -165,7 +165,7 @@ def draw_quality(nll: dict[tuple[str, int], dict[str, list[float]]]) -> None:
         how = {"marker": marker, "color": color, "label": name, "capsize": 3}
         ax.errorbar(sizes, means, bars, **how)
     ax.set(xscale="log", xlabel="simulations", ylabel="NLL of new pairs (nats)")
-    ax.legend()
+    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def draw_costs(found: Results) -> None:
