@@ -274,20 +274,17 @@ def _box_rows(e: Evidence) -> Iterator[Row]:
             control=Control(DEEP, [getattr(box, part) for box in e.boxes[DEEP]]),
             unit="%",
         )
-    yield finding(
-        "soc2d.box_error.tenth",
-        "It lowers the mean error over the box to a tenth or less: log₁₀ of the error in percent",
-        ours=[math.log10(box.mean) for box in e.boxes[WIDE]],
-        criterion=below_control(1.0),
-        control=Control(DEEP, [math.log10(box.mean) for box in e.boxes[DEEP]]),
-    )
-    yield finding(
-        "soc2d.box_error.depth",
-        "A third layer halves the mean error over the box: log₂ of the error in percent",
-        ours=[math.log2(box.mean) for box in e.boxes[WIDE]],
-        criterion=below_control(1.0),
-        control=Control(SHALLOW, [math.log2(box.mean) for box in e.boxes[SHALLOW]]),
-    )
+    for id, says, log, rival in (
+        ("tenth", "It lowers the mean error to a tenth or less: log₁₀", math.log10, DEEP),
+        ("depth", "A third layer halves the mean error over the box: log₂", math.log2, SHALLOW),
+    ):
+        yield finding(
+            f"soc2d.box_error.{id}",
+            f"{says} of the error in percent",
+            ours=[log(box.mean) for box in e.boxes[WIDE]],
+            criterion=below_control(1.0),
+            control=Control(rival, [log(box.mean) for box in e.boxes[rival]]),
+        )
     yield finding(
         "soc2d.box_error.tests",
         f"It keeps the error at the starts of the test at most {AIMS['tests']:g} %",

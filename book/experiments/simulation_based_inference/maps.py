@@ -170,8 +170,7 @@ def learned(
     def training(steps: int, file: Path | None) -> Iterator[Step]:
         return steps_of(model, key, *data(), s, steps, file)
 
-    halved = "average" in key and key["method"] in (PCP, FMPE)  # of which there are many
-    dtype = torch.float16 if halved else None
+    dtype = None if key["method"] == COT else torch.float16  # the rivals have many more weights
     record = store.fit(f"{name}-{s}", model, key | {"seed": s}, training, dtype=dtype)
     return Fitted(model.requires_grad_(False), record)
 
