@@ -9,6 +9,7 @@ import base64
 import hashlib
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,14 @@ HEAD = '<meta charset="utf-8" />'
 MATHJAX = {"tex-chtml.js", "tex-chtml-full.js", "tex-svg-full.js", "input", "output"}
 
 
-def mended(html: str) -> str:
+def mended(html: str, handlers: Iterable[str]) -> str:
     """A page without what HTML forbids, and with its policy."""
     for found, wanted in MENDED.items():
         html = re.sub(found, wanted, html)
     html = ADDRESS.sub(lambda address: encoded(address[0]), html)
     if "Content-Security-Policy" in html:
         return html
-    meta = f'<meta http-equiv="Content-Security-Policy" content="{policy(html)}" />'
+    meta = f'<meta http-equiv="Content-Security-Policy" content="{policy(html, handlers)}" />'
     return html.replace(HEAD, f"{HEAD}\n    {meta}", 1)
 
 
@@ -54,13 +55,13 @@ def encoded(address: str) -> str:
     return address
 
 
-def policy(html: str) -> str:
-    """What a page may load and run: files beside it, and the scripts that stand in it now.
+def policy(html: str, handlers: Iterable[str]) -> str:
+    """What a page may load and run: files beside it, its scripts, the handlers of all pages.
 
-    Pages that are opened as files have no origin, so that files are named beside it. MathJax and
-    the theme write styles into the page.
+    The search parses other pages inside its own. Pages that are opened as files have no origin, so
+    that files are named beside it. MathJax and the theme write styles into the page.
     """
-    scripts = dict.fromkeys([*SCRIPT.findall(html), *HANDLER.findall(html)])
+    scripts = dict.fromkeys([*SCRIPT.findall(html), *handlers])
     hashes = [hashlib.sha256(script.encode()).digest() for script in scripts]
     known = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in hashes]
     here = "'self' file:"
@@ -82,9 +83,10 @@ def mend(app: Sphinx, error: Exception | None) -> None:
     if error or app.builder.format != "html":
         return
     out = Path(app.outdir)
-    for path in out.rglob("*.html"):
-        html = path.read_text("utf-8")
-        if (made := mended(html)) != html:
+    pages = {path: path.read_text("utf-8") for path in out.rglob("*.html")}
+    handlers = sorted({handler for html in pages.values() for handler in HANDLER.findall(html)})
+    for path, html in pages.items():
+        if (made := mended(html, handlers)) != html:
             path.write_text(made, "utf-8")
     for path in (out / "_static").rglob("*.map"):
         path.unlink()
