@@ -129,7 +129,10 @@ def test_a_lecture_is_short_and_shows_a_picture_before_its_first_code(chapter):
     assert cells.index(figures[0]) < cells.index(first_code)
     exercises = [c for c in shown if "### Exercise" in c.source]
     assert sum(c.source.count("### Exercise") for c in exercises) >= 4
-    assert "## What the evidence says" in "".join(c.source for c in shown)
+    text = "\n".join(c.source for c in shown)
+    head, end = text.split("## What the evidence says")
+    assert head.index("**You will be able to** ") < head.index("**Prerequisites.** ")
+    assert end.index("**In short.** ") < end.index("**Next.** ")
 
 
 def test_claim_ids_are_unique():

@@ -14,7 +14,12 @@ from string import Template
 from . import chapters
 from .chapters import ROOT, Chapter
 
-WANTED = {"figures": ("  figure:", 5), "exercises": ("### Exercise", 4)}  # of a lecture, at least
+WANTED = {  # of a lecture, at least
+    "figures": ("  figure:", 5),
+    "exercises": ("### Exercise", 4),
+    "paragraphs that say what a reader will be able to do": ("**You will be able to** ", 1),
+    "summaries": ("**In short.** ", 1),
+}
 GAP = "FILL IN"  # marks what an author replaces
 
 HEAD = """---
@@ -44,6 +49,8 @@ seed = 0
 LECTURE = (
     HEAD
     + """FILL IN: what this lecture is about, in three sentences, and what of it is tried.
+
+**You will be able to** FILL IN: three things that a reader can do afterwards.
 
 **Prerequisites.** FILL IN: links. Seeds, rivals and costs are on the page of
 [evidence](evidence/$stem.ipynb).
@@ -98,6 +105,8 @@ FILL IN
 ## What the evidence says
 
 FILL IN: three to six sentences with verdicts.
+
+**In short.** FILL IN: the idea in three sentences.
 
 **Next.** FILL IN: a link.
 """
