@@ -809,6 +809,37 @@ def test_a_page_loads_only_the_playgrounds_it_shows_and_is_light(browser, addres
     assert sum((site / path).stat().st_size for path in files) < 150_000
 
 
+# What a reader sees of a playground: its canvases, its sentence, and what its controls show.
+SEEN = """figure => JSON.stringify([
+    ...[...figure.querySelectorAll("canvas")].map(canvas => canvas.toDataURL()),
+    ...[...figure.querySelectorAll("input, select")].map(control => control.value),
+    figure.querySelector("[data-part=says]").innerText])"""
+MOVES = {"range": ("ArrowLeft", "ArrowRight"), "select-one": ("ArrowDown", "ArrowUp")}
+
+
+@pytest.mark.parametrize("name", sorted(sum(PLAYED.values(), [])))
+def test_the_keyboard_reaches_every_control_and_each_of_them_acts(browser, address, name):
+    with opened(browser, address, "light", reduced_motion="reduce") as tab:
+        play(tab, name)
+        parts_of(tab, name)
+        figure = tab.locator(f"[data-playground={name}]")
+        controls = figure.locator("input, select, button, canvas[tabindex]").all()
+        assert len(controls) >= 3
+        controls[0].focus()
+        for control in controls:
+            assert control.evaluate("control => control == document.activeElement")
+            before = figure.evaluate(SEEN)
+            kind = control.evaluate("control => control.type ?? 'canvas'")
+            keys = MOVES.get(kind, ("Enter",) if kind == "button" else ("ArrowUp", "ArrowDown"))
+            for key in keys:
+                if figure.evaluate(SEEN) == before:
+                    tab.keyboard.press(key)
+                    tab.wait_for_timeout(100)
+            assert figure.evaluate(SEEN) != before
+            tab.keyboard.press("Tab")
+        assert not figure.evaluate("figure => figure.contains(document.activeElement)")
+
+
 def test_every_playground_has_its_page():
     assert sorted(sum(PLAYED.values(), ["hero"])) == sorted(playgrounds.PLAYGROUNDS)
 
